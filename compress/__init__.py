@@ -1,0 +1,1 @@
+"""Recipes, compression methods, the training engine and cost counting."""

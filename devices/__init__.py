@@ -1,0 +1,1 @@
+"""Devices and runtimes, and honest latency measurements on them. Never imports torch."""

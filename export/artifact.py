@@ -1,0 +1,95 @@
+"""The Artifact: an exported file beside `artifact.json`, which says what it is and how it was proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..models import files
+from ..models.contract import Contract
+from ..models.errors import UserError
+
+MANIFEST = "artifact.json"
+GOLDEN = "golden.npz"
+
+
+class ParityCase(BaseModel):
+    """The comparison at one input size: errors of the artifact's outputs against the torch module's, over all inputs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dims: dict[str, int]
+    inputs: int = Field(ge=1)
+    max_abs_error: float
+    sqnr_db: float
+    top1_agreement: float | None = None
+
+
+class Parity(BaseModel):
+    """The verdict: does the artifact compute the same function as the torch module?
+
+    `sqnr_db` is the worst case's signal-to-quantisation-noise ratio, 10·log10(Σ ref² / Σ (out − ref)²) in dB.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ok: bool
+    gate_db: float
+    sqnr_db: float
+    max_abs_error: float
+    top1_agreement: float | None
+    inputs: Literal["real", "random"]
+    evaluator: str
+    cases: tuple[ParityCase, ...] = Field(min_length=1)
+    reason: str = ""
+
+
+class Artifact(BaseModel):
+    """An exported model: the manifest of the folder it lies in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    name: str
+    format: str
+    precision: str
+    file: str
+    size_bytes: int
+    sha256: str
+    contract: Contract
+    spec_version: str
+    ops: dict[str, int]
+    parity: Parity
+    warnings: tuple[str, ...] = ()
+    source: dict[str, str] = {}
+    tool_versions: dict[str, str] = {}
+
+    def path(self, folder: Path) -> Path:
+        """The exported file (or `.mlpackage` folder) inside the artifact's folder."""
+        return files.confined(folder, self.file)
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """The manifest of an artifact's folder, its file checked against the recorded hash.
+
+    Raises UserError when the manifest is missing or damaged, names a path outside its folder, or the file has changed.
+    """
+    folder = folder.parent if folder.name == MANIFEST else folder
+    try:
+        artifact = Artifact.model_validate(files.read_json(folder / MANIFEST))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{folder / MANIFEST}: {where}: {first['msg']}", hint="export again with this version of trimtab"
+        ) from None
+    path = artifact.path(folder)
+    if not path.exists():
+        raise UserError(f"{path} is missing though {MANIFEST} names it", hint="export again")
+    if files.sha256(path) != artifact.sha256:
+        raise UserError(
+            f"{path} is not the file that {MANIFEST} describes (its sha256 differs)", hint="export again; do not edit artifacts"
+        )
+    return artifact

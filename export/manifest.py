@@ -1,0 +1,27 @@
+"""The torch-free door of this room: all that `devices` may use of it."""
+
+from __future__ import annotations
+
+from ..models.contract import Contract, TensorSpec
+from ..models.errors import UserError, did_you_mean
+from ..models.files import digest_of, new_folder, read_json, write_json, write_text
+from ..models.registry import Registry
+from .artifact import GOLDEN, MANIFEST, Artifact, Parity, load_artifact
+
+__all__ = [
+    "GOLDEN",
+    "MANIFEST",
+    "Artifact",
+    "Contract",
+    "Parity",
+    "Registry",
+    "TensorSpec",
+    "UserError",
+    "did_you_mean",
+    "digest_of",
+    "load_artifact",
+    "new_folder",
+    "read_json",
+    "write_json",
+    "write_text",
+]

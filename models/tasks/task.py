@@ -1,0 +1,82 @@
+"""What a task is: data in three splits, a loss and a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ..contract import Contract
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """Samples as stored: pixels uint8 (N, C, H, W), targets int64 (N,), index int64 (N,) = positions in the split."""
+
+    pixels: Tensor
+    targets: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device) -> RawBatch:
+        """The same batch on `device`."""
+        return RawBatch(*(t.to(device, non_blocking=True) for t in (self.pixels, self.targets, self.index)))
+
+    def pin_memory(self) -> RawBatch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return RawBatch(self.pixels.pin_memory(), self.targets.pin_memory(), self.index.pin_memory())
+
+
+class Samples(Protocol):
+    """A torch-style dataset that is read in batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> RawBatch:
+        """The samples at these positions, in this order, as one batch (a DataLoader with `collate_fn=lambda b: b` passes it on)."""
+
+
+class Task(Protocol):
+    """One job on one data set.
+
+    `data_id` is a digest over the data's content, the split rule and the seed: two tasks with the same id deliver the same
+    samples. `contract` is the contract of a network made for this task. `metric` names the figure that decides.
+    """
+
+    name: str
+    data: str
+    data_id: str
+    contract: Contract
+    metric: str
+
+    def samples(self, split: Split) -> Samples:
+        """The samples of a split, in a fixed order."""
+
+    def inputs(self, batch: RawBatch, *, augment: bool = False, generator: torch.Generator | None = None) -> Tensor:
+        """The network's input: float32 (N, C, H, W), normalised by the contract; `augment` draws from `generator` alone."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar training loss of network outputs (N, …)."""
+
+    def evaluate(
+        self, predict: Callable[[Tensor], Tensor], split: Split = "test", *, limit: int | None = None, batch_size: int = 256
+    ) -> dict[str, float]:
+        """Metrics of `predict` (normalised inputs → outputs) over the first `limit` samples of a split."""
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What a task needs, readable without importing torch."""
+
+    title: str
+    data: str
+
+
+tasks: Registry[Callable[..., Task], TaskCard] = Registry("task", modules=("trimtab.models.tasks.classification",))
+"""Task factories: `tasks.get("classification")(data="fashion-mnist", seed=0, …) -> Task`."""

@@ -1,0 +1,1 @@
+"""The architecture zoo: stock networks under their field names."""
