@@ -23,6 +23,9 @@ class ArchitectureCard:
 
 architectures: Registry[Callable[..., nn.Module], ArchitectureCard] = Registry(
     "architecture",
-    modules=tuple(f"trimtab.models.zoo.{name}" for name in ("resnet", "vgg", "mobilenet", "efficientnet_lite")),
+    modules=tuple(
+        f"trimtab.models.zoo.{name}"
+        for name in ("resnet", "vgg", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite")
+    ),
 )
 """Factories: `architectures.get("resnet20")(num_classes=10, in_channels=1, …) -> nn.Module`, all arguments keyword-only."""
