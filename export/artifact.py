@@ -16,13 +16,16 @@ GOLDEN = "golden.npz"
 
 
 class ParityCase(BaseModel):
-    """The comparison at one input size: errors of the artifact's outputs against the torch module's, over all inputs."""
+    """The comparison at one input size: errors of the artifact's outputs against the torch module's, over all inputs.
+
+    `max_abs_error` is None when the artifact could not be run.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dims: dict[str, int]
     inputs: int = Field(ge=1)
-    max_abs_error: float
+    max_abs_error: float | None
     sqnr_db: float
     top1_agreement: float | None = None
 
@@ -38,7 +41,7 @@ class Parity(BaseModel):
     ok: bool
     gate_db: float
     sqnr_db: float
-    max_abs_error: float
+    max_abs_error: float | None
     top1_agreement: float | None
     inputs: Literal["real", "random"]
     evaluator: str

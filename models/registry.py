@@ -72,6 +72,10 @@ class Registry(Generic[T, Card]):
 
     def _load(self) -> None:
         if not self._loaded:
-            self._loaded = True
-            for module in self._modules:
-                importlib.import_module(module)
+            self._loaded = True  # first: a module being imported may look something up here
+            try:
+                for module in self._modules:
+                    importlib.import_module(module)
+            except BaseException:
+                self._loaded = False
+                raise

@@ -1,0 +1,153 @@
+"""The parity verdict: does the saved artifact compute the same function as the torch module?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..models.contract import Contract, TensorSpec
+from .artifact import Parity, ParityCase
+from .exporter import Runner, Tensors
+
+GATES_DB = {"fp32": 90.0, "fp16": 45.0}
+EXACT_DB = 200.0
+"""Reported where the outputs are equal to the last bit; an infinite ratio is no number for a manifest."""
+MIN_INPUTS = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs at one size, in the module's layout, and the module's outputs for them."""
+
+    dims: dict[str, int]
+    inputs: Tensors
+    outputs: Tensors
+
+
+def sqnr_db(reference: np.ndarray, output: np.ndarray) -> float:
+    """Signal-to-quantisation-noise ratio 10·log10(Σ ref² / Σ (out − ref)²) in dB, at most 200; −200 when `output` is not finite."""
+    reference, output = reference.astype(np.float64), output.astype(np.float64)
+    if not np.isfinite(output).all():
+        return -EXACT_DB
+    noise, signal = float(np.square(output - reference).sum()), float(np.square(reference).sum())
+    if noise == 0:
+        return EXACT_DB
+    return max(-EXACT_DB, min(EXACT_DB, 10 * math.log10(signal / noise))) if signal > 0 else -EXACT_DB
+
+
+def probes(
+    contract: Contract, reference: Callable[[Tensors], Mapping[str, np.ndarray]], *, real: np.ndarray | None, seed: int
+) -> list[Probe]:
+    """Probes at batch 1 (eight of them) and, where dimensions are dynamic, at two other sizes each.
+
+    `real` holds at least eight samples (N, …) for a network with one input; without it inputs are random in the value range.
+    """
+    batches = (1, 2, 5) if "N" in contract.symbols else (None,)
+    spatial = [s for s in contract.symbols if s != "N"]
+    sizes: list[dict[str, int]] = [dict.fromkeys(spatial, size) for size in ((64, 96, 48) if spatial else (0,))]
+    for i, size in enumerate(sizes):
+        size.update({s: size[s] + 16 * j for j, s in enumerate(spatial) if i})  # not square: a swapped H and W must show
+    found = []
+    for (i, batch), (j, size) in itertools.product(enumerate(batches), enumerate(sizes)):
+        if i and j:
+            continue  # other batches at the first size, other sizes at batch 1
+        dims = {**size, **({"N": batch} if batch else {})}
+        repeats = MIN_INPUTS if not i and not j else 1
+        for k in range(repeats):
+            inputs = _draw(
+                contract, dims, real if not j else None, start=(k + i * MIN_INPUTS), seed=seed + k + 100 * i + 10_000 * j
+            )
+            found.append(Probe(dims, inputs, dict(reference(inputs))))
+    return found
+
+
+def _draw(contract: Contract, dims: dict[str, int], real: np.ndarray | None, *, start: int, seed: int) -> Tensors:
+    if real is None or len(contract.inputs) != 1:
+        return contract.random_inputs(dims, seed=seed)
+    spec = contract.inputs[0]
+    count = spec.concrete(dims)[0]
+    picked = real[(start + np.arange(count)) % len(real)]
+    return {spec.name: np.ascontiguousarray(picked.astype(spec.dtype))}
+
+
+def relayout(value: np.ndarray, source: TensorSpec, target: TensorSpec) -> np.ndarray:
+    """`value` from one tensor's layout and dtype to another's."""
+    if source.layout != target.layout and {source.layout, target.layout} == {"NCHW", "NHWC"}:
+        value = value.transpose((0, 2, 3, 1) if target.layout == "NHWC" else (0, 3, 1, 2))
+    return np.ascontiguousarray(value.astype(target.dtype, copy=False))
+
+
+def run_in_layout(runner: Runner, inputs: Tensors, *, module: Contract, artifact: Contract) -> dict[str, np.ndarray]:
+    """The artifact's outputs in the module's layout for inputs in the module's layout."""
+    given = {t.name: relayout(inputs[s.name], s, t) for s, t in zip(module.inputs, artifact.inputs, strict=True)}
+    got = runner(given)
+    return {s.name: relayout(np.asarray(got[t.name]), t, s) for s, t in zip(module.outputs, artifact.outputs, strict=True)}
+
+
+def judge(
+    runner: Runner,
+    found: Sequence[Probe],
+    *,
+    module: Contract,
+    artifact: Contract,
+    precision: str,
+    inputs: Literal["real", "random"],
+    evaluator: str,
+) -> Parity:
+    """The verdict over all probes. A runner that fails or returns another shape is a failed parity with the reason, not a crash."""
+    gate = GATES_DB[precision]
+    cases, reason = [], ""
+    for dims, group in itertools.groupby(found, key=lambda p: p.dims):
+        try:
+            cases.append(_case(runner, list(group), dims, module, artifact))
+        except Exception as error:  # the artifact's own runtime may raise anything
+            reason = f"at {_shown(dims)}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            cases.append(ParityCase(dims=dims, inputs=1, max_abs_error=None, sqnr_db=-EXACT_DB, top1_agreement=None))
+    worst = min(cases, key=lambda c: c.sqnr_db)
+    ok = worst.sqnr_db >= gate and not reason
+    if not ok and not reason:
+        reason = f"SQNR {worst.sqnr_db:.1f} dB at {_shown(worst.dims)} is below the {precision} gate of {gate:g} dB"
+    errors = [c.max_abs_error for c in cases]
+    agreements = [c.top1_agreement for c in cases if c.top1_agreement is not None]
+    return Parity(
+        ok=ok,
+        gate_db=gate,
+        sqnr_db=worst.sqnr_db,
+        max_abs_error=None if any(e is None for e in errors) else max(e for e in errors if e is not None),
+        top1_agreement=min(agreements) if agreements else None,
+        inputs=inputs,
+        evaluator=evaluator,
+        cases=tuple(cases),
+        reason=reason,
+    )
+
+
+def _shown(dims: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in dims.items()) or "the fixed size"
+
+
+def _case(runner: Runner, group: list[Probe], dims: dict[str, int], module: Contract, artifact: Contract) -> ParityCase:
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for probe in group:
+        outputs = run_in_layout(runner, probe.inputs, module=module, artifact=artifact)
+        for name, reference in probe.outputs.items():
+            if outputs[name].shape != reference.shape:
+                raise ValueError(f"output {name!r} has shape {outputs[name].shape}, the module's is {reference.shape}")
+            pairs.setdefault(name, []).append((reference, outputs[name]))
+    joined = {name: tuple(np.concatenate([p[i].reshape(-1) for p in both]) for i in (0, 1)) for name, both in pairs.items()}
+    agreement = None
+    if module.classes:
+        first = pairs[module.outputs[0].name]
+        agreement = float(np.mean(np.concatenate([(r.argmax(1) == o.argmax(1)).reshape(-1) for r, o in first])))
+    return ParityCase(
+        dims=dims,
+        inputs=sum(len(next(iter(p.inputs.values()))) for p in group),
+        max_abs_error=max(float(np.abs(r.astype(np.float64) - o).max()) for r, o in joined.values()),
+        sqnr_db=min(sqnr_db(r, o) for r, o in joined.values()),
+        top1_agreement=agreement,
+    )
