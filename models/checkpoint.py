@@ -5,16 +5,17 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .errors import UserError
+from .files import write_bytes
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "ema", "params")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -121,3 +122,37 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, origin: str = "
 def nan_names(state: Mapping[str, Tensor]) -> list[str]:
     """The names of floating-point tensors that hold NaN or infinity."""
     return [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+
+
+def convert_untrusted(path: Path, out: Path, *, trust: bool, say: Callable[[str], None]) -> int:
+    """How many tensors were written to `out` (.safetensors) from a pickle that runs code, which it says before it does.
+
+    Raises UserError without `trust`, when classes it needs can't be imported, or when it holds no tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist", hint="check the path")
+    if not trust:
+        raise UserError(
+            f"loading {path} runs the Python code that whoever made it put in",
+            hint="only if you trust them: add --trust (in a container or a throw-away account, if in doubt)",
+        )
+    say(f"running the pickle {path} with your rights: it may execute any code")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust)
+    except Exception as error:
+        raise UserError(
+            f"{path} can't be unpickled: {type(error).__name__}: {error}", hint="its classes must be importable: set PYTHONPATH"
+        ) from error
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    elif isinstance(content, Mapping):
+        content = {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in content.items()}
+    if not (state := _tensors(content)):
+        raise UserError(f"{path} holds no tensors (top level: {_outline(content)})", hint="nothing was written")
+    shared: set[int] = set()
+    whole = {}
+    for name, tensor in state.items():
+        whole[name] = tensor.clone().contiguous() if tensor.data_ptr() in shared else tensor.contiguous()
+        shared.add(tensor.data_ptr())
+    write_bytes(out, save(whole))
+    return len(whole)

@@ -85,6 +85,13 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         raise UserError(f"{path} exists and is not empty", hint="give another -o, or --force to replace it")
 
 
+def refuse_overwrite_unless(path: Path, *, force: bool, allow: tuple[str, ...]) -> None:
+    """As `refuse_overwrite`, but entries named in `allow` (a killed run's own work) do not count as taken."""
+    if path.is_dir() and all(entry.name in allow for entry in path.iterdir()):
+        return
+    refuse_overwrite(path, force=force)
+
+
 def confined(folder: Path, name: str) -> Path:
     """`folder / name`, resolved. Raises UserError when it would lie outside `folder` (manifests are untrusted input)."""
     path = (folder / name).resolve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..contract import Contract
 from ..registry import Registry
@@ -46,12 +46,14 @@ class Task(Protocol):
     """One job on one data set.
 
     `data_id` is a digest over the data's content, the split rule and the seed: two tasks with the same id deliver the same
-    samples. `contract` is the contract of a network made for this task. `metric` names the figure that decides.
+    samples. `options` are the factory's arguments that differ from their defaults: `tasks.get(name)(**options)` opens it again.
+    `contract` is the contract of a network made for this task. `metric` names the figure that decides.
     """
 
     name: str
     data: str
     data_id: str
+    options: dict[str, Any]
     contract: Contract
     metric: str
 

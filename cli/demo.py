@@ -1,0 +1,95 @@
+"""The demonstration: a shipped network through the whole road."""
+
+from __future__ import annotations
+
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .console import ConsoleProgress, output
+from .models.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from .models.bundle import Bundle
+    from .models.tasks.task import Task
+    from .record import RunRecord
+
+FORMATS = (("onnx", "fp32"), ("tflite", "fp32"), ("coreml", "fp16"), ("coreml", "fp32"))
+RECIPES = {
+    "fashion-mnist": {"epochs": 1.0, "lr": 0.05},
+    "digits": {"epochs": 12.0, "lr": 0.05},
+}
+DIGITS_TRAINING = {"epochs": 15.0, "lr": 0.1, "batch_size": 64}
+
+
+def run_demo(data: str, out: Path, *, seed: int, budget_s: float, command: str) -> tuple[RunRecord, Path]:
+    """The record and the report's path. Formats whose packages are missing are left out, and both the screen and the report say so."""
+    from .compress.recipe import parse_recipe
+    from .job import JobConfig, run_job
+    from .loading import open_task
+
+    if data not in RECIPES:
+        raise UserError(
+            f"the demo has no network for data {data!r}",
+            hint=did_you_mean(data, RECIPES) + "; for your own: `trimtab run CHECKPOINT --model … --data …`",
+        )
+    pairs, notes = available_formats()
+    for note in notes:
+        output.say(note)
+    task = open_task("classification", {"data": data, "seed": 0})
+    parent = shipped_bundle(data) if data == "fashion-mnist" else _trained_on_digits(task, out / "train", seed)
+    recipe = parse_recipe(
+        {
+            "format": 1,
+            "name": "demo",
+            "seed": seed,
+            "step": [
+                {"kind": "structured", "mac_ratio": 0.5},
+                {"kind": "distill", "cache_teacher": True, **RECIPES[data]},
+            ],
+        },
+        origin="demo",
+    )
+    config = JobConfig(
+        title=f"trimtab demo: ResNet-20 on {data}",
+        pairs=pairs,
+        seed=seed,
+        budget_s=budget_s,
+        command=command,
+        notes=tuple(notes),
+    )
+    return run_job(parent, recipe, task, out, config)
+
+
+def available_formats() -> tuple[list[tuple[str, str]], list[str]]:
+    """The demo's (format, precision) pairs that can be written here, and a sentence for each that can't."""
+    from .export.exporter import exporters
+
+    pairs, notes = [], []
+    for name, precision in FORMATS:
+        card = exporters.entry(name).card
+        if gone := card.missing():
+            notes.append(f"{card.title} is left out: {', '.join(gone)} not installed → pip install 'trimtab[{card.extra}]'")
+        else:
+            pairs.append((name, precision))
+    return pairs, list(dict.fromkeys(notes))
+
+
+def shipped_bundle(name: str) -> Bundle:
+    """The trained Bundle that ships with the package."""
+    from .models.bundle import load_bundle
+
+    return load_bundle(Path(str(resources("trimtab") / "assets" / "bundles" / name)))
+
+
+def _trained_on_digits(task: Task, folder: Path, seed: int) -> Bundle:
+    """A ResNet-20 trained here on the 8×8 digits that ship with scikit-learn: seconds, and nothing to download."""
+    from .models.bundle import MANIFEST, load_bundle
+    from .workflow import train_baseline
+
+    if (folder / MANIFEST).exists():
+        return load_bundle(folder)
+    output.say("· train a ResNet-20 on digits")
+    return train_baseline(
+        "resnet20", task, folder, config=dict(DIGITS_TRAINING), kwargs={"width": 0.5}, seed=seed, progress=ConsoleProgress()
+    )

@@ -1,0 +1,233 @@
+"""The whole road: a Bundle in, a compressed Bundle, proven artifacts, measurements and a report out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import ConsoleProgress, output
+from .models import files
+from .pipeline import Run
+from .verbs_compress import say_step
+from .verbs_export import say_artifact, say_profile
+
+if TYPE_CHECKING:
+    from .compress.recipe import Recipe
+    from .models.bundle import Bundle
+    from .models.tasks.task import Task
+    from .record import ArtifactRecord, ModelRecord, RunRecord
+
+RECORD, REPORT = "run.json", "report.html"
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What a whole run is asked to do. `pairs` are (format, precision); `runtimes` None means all that are installed."""
+
+    title: str
+    pairs: Sequence[tuple[str, str]]
+    seed: int = 0
+    threads: int = 1
+    preset: str = "standard"
+    budget_s: float | None = None
+    runtimes: Sequence[str] | None = None
+    device: str = "auto"
+    command: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def run_job(parent: Bundle, recipe: Recipe, task: Task, folder: Path, config: JobConfig) -> tuple[RunRecord, Path]:
+    """The record of the run and the path of its report. Stages that are done already are reused."""
+    from .models.bundle import load_bundle
+
+    run = Run(folder)
+    tool = _versions()
+    compressed = run.stage(
+        "compress", [parent.hash, recipe.digest, task.data_id, tool], lambda work: _compress(parent, recipe, task, work, config)
+    )
+    small = load_bundle(folder / "compress" / "bundle")
+    records, artifacts = [], []
+    for name, bundle in (("parent", parent), ("compressed", small)):
+        measured = run.stage(f"evaluate-{name}", [bundle.hash, task.data_id, tool], _evaluator(name, bundle, task, config))
+        records.append({**measured, "bundle": bundle.hash})
+    for name, bundle in (("parent", parent), ("compressed", small)):
+        made = run.stage(
+            f"export-{name}",
+            [bundle.hash, config.pairs, config.seed, task.data_id, tool],
+            _exporter(name, bundle, task, config),
+        )
+        artifacts += [{**a, "folder": f"export-{name}/{a['folder']}"} for a in made["artifacts"]]
+    accepted = [folder / a["folder"] for a in artifacts if a["status"] == "accepted"]
+    shas = [a["artifact"]["sha256"] for a in artifacts]
+    settings = [config.threads, config.preset, config.budget_s, list(config.runtimes or ()), config.seed, tool]
+    profiled = run.stage("profile", [shas, settings], lambda _: _profile(accepted, config)) if accepted else {"profile": None}
+    record = _record(run, task, config, records, artifacts, profiled, compressed, tool)
+    return record, _write(record, folder)
+
+
+def _compress(parent: Bundle, recipe: Recipe, task: Task, work: Path, config: JobConfig) -> dict[str, Any]:
+    from .compress.apply import run_recipe
+    from .workflow import install
+
+    steps = run_recipe(parent, recipe, task, work, progress=ConsoleProgress(), device=config.device, on_step=say_step)
+    install(steps[-1].bundle, work / "bundle", metrics={}, task=task)
+    return {
+        "files": ["bundle/bundle.json", "bundle/weights.safetensors"],
+        "steps": [
+            {
+                "kind": s.config.kind,
+                "config": s.config.model_dump(mode="json"),
+                "figures": s.figures,
+                "notes": s.notes,
+                "seconds": s.seconds,
+            }
+            for s in steps
+        ],
+    }
+
+
+def _evaluator(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Callable[[Path], dict[str, Any]]:
+    def work(_: Path) -> dict[str, Any]:
+        return model_record(name, bundle, task, device=config.device).model_dump(mode="json")
+
+    return work
+
+
+def model_record(name: str, bundle: Bundle, task: Task, *, device: str = "auto") -> ModelRecord:
+    """A network's cost at batch 1, layer by layer, and its test metrics."""
+    import torch
+
+    from .compress.cost import count
+    from .record import LayerRecord, ModelRecord
+    from .workflow import evaluate_module
+
+    dims = {symbol: 1 if symbol == "N" else 64 for symbol in bundle.contract.symbols}
+    inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(dims, seed=0).values()]
+    cost = count(bundle.module(), inputs)
+    metrics = evaluate_module(bundle, task, device=device)
+    output.say(
+        f"  {name}: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items())
+        + f", {cost.macs / 1e6:.2f} MMACs, {cost.params:,} params"
+    )
+    return ModelRecord(
+        name=name,
+        architecture=bundle.manifest.architecture.name,
+        bundle=bundle.hash,
+        macs=cost.macs,
+        params=cost.params,
+        weight_bytes=cost.weight_bytes,
+        activation_peak_bytes=cost.activation_peak_bytes,
+        metrics=metrics,
+        layers=tuple(LayerRecord(**vars(layer)) for layer in cost.layers),
+    )
+
+
+def _exporter(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Callable[[Path], dict[str, Any]]:
+    def work(folder: Path) -> dict[str, Any]:
+        from .workflow import export_bundle
+
+        made = export_bundle(
+            bundle, config.pairs, folder, task=task, label=name, seed=config.seed, force=True, on_artifact=say_artifact
+        )
+        return {
+            "files": [c.folder.name for c in made],
+            "artifacts": [
+                {
+                    "model": name,
+                    "folder": c.folder.name,
+                    "status": "accepted" if c.ok else "rejected",
+                    "artifact": c.artifact.model_dump(mode="json"),
+                }
+                for c in made
+            ],
+        }
+
+    return work
+
+
+def _profile(folders: list[Path], config: JobConfig) -> dict[str, Any]:
+    from .devices.profile import profile
+
+    result = profile(
+        folders,
+        runtimes=config.runtimes,
+        threads=config.threads,
+        seed=config.seed,
+        preset=config.preset,
+        budget_s=config.budget_s,
+        progress=ConsoleProgress(),
+    )
+    say_profile(result)
+    return {"profile": result.model_dump(mode="json")}
+
+
+def _versions() -> dict[str, str]:
+    from .compress.apply import tool_versions
+
+    return tool_versions(
+        (
+            "torch",
+            "torch-pruning",
+            "accelerate",
+            "numpy",
+            "onnx",
+            "onnxruntime",
+            "onnxslim",
+            "ai-edge-litert",
+            "coremltools",
+            "openvino",
+        )
+    )
+
+
+def _record(
+    run: Run,
+    task: Task,
+    config: JobConfig,
+    models: list[dict[str, Any]],
+    artifacts: list[dict[str, Any]],
+    profiled: dict[str, Any],
+    compressed: dict[str, Any],
+    tool: dict[str, str],
+) -> RunRecord:
+    """The run as data; everything in it was returned by a stage."""
+    from .record import RunRecord
+
+    return RunRecord.model_validate(
+        {
+            "title": config.title,
+            "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "command": config.command,
+            "seed": config.seed,
+            "task": task.name,
+            "data": task.data,
+            "data_id": task.data_id,
+            "metric": task.metric,
+            "test_samples": len(task.samples("test")),
+            "models": models,
+            "steps": compressed["steps"],
+            "artifacts": artifacts,
+            "profile": profiled["profile"],
+            "stages": run.stages,
+            "versions": tool,
+            "host": {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()},
+            "notes": config.notes,
+        }
+    )
+
+
+def _write(record: RunRecord, folder: Path) -> Path:
+    from .report import write_report
+
+    files.write_json(folder / RECORD, record.model_dump(mode="json"))
+    return write_report(record, folder / REPORT)
+
+
+def rejected(record: RunRecord) -> list[ArtifactRecord]:
+    """The artifacts that failed their parity gate."""
+    return [a for a in record.artifacts if a.status == "rejected"]

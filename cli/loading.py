@@ -1,0 +1,254 @@
+"""From what the user typed to Bundles and tasks."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .models.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from .models.bundle import Bundle, TaskRef
+    from .models.contract import Contract
+    from .models.tasks.task import Task
+
+
+def keywords(pairs: Sequence[str], flag: str) -> dict[str, Any]:
+    """`key=value` pairs as keyword arguments; values are Python literals (1, 0.5, true, (1, 2)) or plain words."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{flag} {pair!r} is not key=value", hint=f"{flag} width=0.5")
+        found[key] = literal(text)
+    return found
+
+
+def literal(text: str) -> Any:
+    """A Python or TOML literal, or the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def task_options(data: str, *, seed: int, size: str | None, skip_bad: bool, extra: Sequence[str] = ()) -> dict[str, Any]:
+    """Keyword arguments for the classification task."""
+    options: dict[str, Any] = {"data": _absolute(data), "seed": seed, **keywords(extra, "--data-arg")}
+    if size:
+        options["size"] = image_size(size)
+    if skip_bad:
+        options["skip_bad"] = True
+    return options
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) from "224" or "192x256"."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UserError(f"--size {text!r} is not a size", hint="--size 224, or HEIGHTxWIDTH: --size 192x256")
+    return int(parts[0]), int(parts[-1])
+
+
+def _absolute(data: str) -> str:
+    """A data spec whose path no longer depends on the working folder."""
+    kind, colon, path = data.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve()}" if colon else data
+
+
+def open_task(name: str, options: dict[str, Any]) -> Task:
+    """The task, its data read. Raises UserError for an unknown task or option."""
+    from .models.tasks.task import tasks
+
+    factory = tasks.get(name)
+    import inspect
+
+    known = inspect.signature(factory).parameters
+    for key in options:
+        if key not in known:
+            raise UserError(f"task {name!r} has no option {key!r}", hint=did_you_mean(key, known))
+    return factory(**options)
+
+
+def task_of(
+    bundle: Bundle, *, data: str | None, seed: int, size: str | None, skip_bad: bool, extra: Sequence[str] = ()
+) -> Task | None:
+    """The task named on the command line, else the one the Bundle was made for, else None.
+
+    Raises UserError when the data's classes or channels do not fit the network.
+    """
+    ref = bundle.manifest.task
+    if data:
+        options = task_options(data, seed=seed, size=size or _own_size(bundle), skip_bad=skip_bad, extra=extra)
+        spec = bundle.contract.inputs[0]
+        if spec.mean:  # the network's own normalisation, whatever the data's statistics are
+            options = {"mean": spec.mean, "std": spec.std, **options}
+        task = open_task("classification", options)
+    elif ref:
+        task = open_task(ref.name, {key: tuple(v) if isinstance(v, list) else v for key, v in ref.options.items()})
+    else:
+        return None
+    check_fit(bundle.contract, task)
+    return task
+
+
+def _own_size(bundle: Bundle) -> str | None:
+    """The network's own fixed image size, as "HxW"."""
+    spec = bundle.contract.inputs[0]
+    if spec.layout == "NCHW" and all(isinstance(d, int) for d in spec.shape[2:]):
+        return "x".join(str(d) for d in spec.shape[2:])
+    return None
+
+
+def check_fit(contract: Contract, task: Task) -> None:
+    """None, when a network of this contract can do this task."""
+    mine, theirs = contract.inputs[0], task.contract.inputs[0]
+    if mine.layout == "NCHW" and mine.shape[1] != theirs.shape[1]:
+        raise UserError(
+            f"the network takes {mine.shape[1]} channels, {task.data} has {theirs.shape[1]}",
+            hint="use other data, or --model-arg in_channels=",
+        )
+    classes, have = contract.outputs[0].shape[-1], len(task.contract.classes)
+    if isinstance(classes, int) and have and classes != have:
+        raise UserError(
+            f"the network has {classes} classes, {task.data} has {have}",
+            hint="use the data it was trained on, or another network",
+        )
+
+
+def open_network(
+    path: Path,
+    stack: ExitStack,
+    *,
+    model: str | None = None,
+    model_args: Sequence[str] = (),
+    output: str = "",
+    data: str | None = None,
+    input_size: str | None = None,
+    seed: int = 0,
+    skip_bad: bool = False,
+    data_args: Sequence[str] = (),
+) -> tuple[Bundle, Task | None]:
+    """The network the user pointed at, as a Bundle, and its task.
+
+    A Bundle's folder is opened. A checkpoint file with `--model` is wrapped in a Bundle in a temp folder that `stack` removes.
+    """
+    from .models.bundle import MANIFEST, load_bundle
+
+    if path.is_dir() or path.name == MANIFEST:
+        bundle = load_bundle(path)
+        if model:
+            bundle = _with_code(bundle, model, model_args)
+        task = task_of(bundle, data=data, seed=seed, size=input_size, skip_bad=skip_bad, extra=data_args)
+        return bundle, task
+    if not path.exists():
+        raise UserError(f"{path} does not exist", hint="a Bundle's folder, or a .safetensors/.pt checkpoint with --model")
+    if not model:
+        raise UserError(
+            f"{path} holds weights alone", hint="say which network they belong to: --model resnet20, or --model net.py:factory"
+        )
+    task = (
+        open_task("classification", task_options(data, seed=seed, size=input_size, skip_bad=skip_bad, extra=data_args))
+        if data
+        else None
+    )
+    return _wrap(path, stack, model, model_args, output, task, input_size), task
+
+
+def _with_code(bundle: Bundle, model: str, model_args: Sequence[str]) -> Bundle:
+    """The Bundle with its Python file trusted (and replaced) by what the user passed as --model."""
+    from .models.bundle import Bundle as BundleType
+    from .models.source import parse
+
+    kwargs = {**bundle.manifest.architecture.kwargs, **keywords(model_args, "--model-arg")}
+    return BundleType(bundle.folder, bundle.manifest.model_copy(update={"architecture": parse(model, kwargs)}))
+
+
+def _wrap(
+    path: Path, stack: ExitStack, model: str, model_args: Sequence[str], output: str, task: Task | None, size: str | None
+) -> Bundle:
+    """A checkpoint as a Bundle in a temp folder."""
+    import tempfile
+
+    from .models.bundle import Manifest, save_bundle, with_output
+    from .models.checkpoint import load_into, load_state
+    from .models.source import parse
+
+    state = load_state(path)
+    kwargs = keywords(model_args, "--model-arg")
+    architecture = parse(model, kwargs if ".py:" in model else {**_zoo_defaults(task), **kwargs})
+    module = architecture.build()
+    load_into(module, state, origin=str(path))
+    contract = contract_for(with_output(module, output), architecture.name, task, size)
+    manifest = Manifest(architecture=architecture, contract=contract, output=output, task=task_ref(task) if task else None)
+    temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
+    return save_bundle(temp / path.stem, module, manifest)
+
+
+def _zoo_defaults(task: Task | None) -> dict[str, Any]:
+    """num_classes and in_channels for a zoo network, from the data."""
+    if task is None:
+        return {}
+    return {"num_classes": len(task.contract.classes), "in_channels": task.contract.inputs[0].shape[1]}
+
+
+def task_ref(task: Task) -> TaskRef:
+    """What a Bundle remembers of a task, so that it can be opened again."""
+    from .models.bundle import TaskRef
+
+    return TaskRef(name=task.name, options=dict(task.options), data_id=task.data_id)
+
+
+def contract_for(module: Any, name: str, task: Task | None, size: str | None) -> Contract:
+    """The contract of a network: the task's, or from `--size` and a trial run (pixels 0…1, not normalised)."""
+    import torch
+
+    from .models.architectures import architectures
+    from .models.contract import Contract, TensorSpec
+    from .models.outputs import require_tensor
+
+    if task is not None:
+        spec = task.contract.inputs[0]
+        outputs = task.contract.outputs
+        shape = tuple(int(d) for d in spec.shape[1:])
+    else:
+        if not size and name not in architectures:
+            raise UserError(
+                "the network's input size is not known", hint="add --data, or --size 3x224x224 (channels, height, width)"
+            )
+        shape = _input_shape(size) if size else architectures.entry(name).card.input
+        spec, outputs = TensorSpec(name="image", shape=("N", *shape), layout="NCHW", value_range=(0.0, 1.0)), ()
+    module.eval()
+    try:
+        with torch.no_grad():
+            returned = require_tensor(module(torch.zeros(1, *shape)))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the network fails on an input of {(1, *shape)}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            hint="check --data, --size and --model-arg (channels, classes)",
+        ) from error
+    if task is not None:
+        if returned.shape[-1] != len(task.contract.classes):
+            raise UserError(
+                f"the network has {returned.shape[-1]} classes, {task.data} has {len(task.contract.classes)}",
+                hint="--model-arg num_classes=…, or other data",
+            )
+        return task.contract
+    layout = {4: "NCHW", 2: "NC"}.get(returned.ndim, "other")
+    outputs = (TensorSpec(name="output", shape=("N", *returned.shape[1:]), layout=layout),)
+    return Contract(inputs=(spec,), outputs=outputs)
+
+
+def _input_shape(size: str) -> tuple[int, ...]:
+    parts = size.lower().split("x")
+    if not all(p.isdigit() and int(p) > 0 for p in parts) or len(parts) not in (1, 2, 3):
+        raise UserError(f"--size {size!r} is not a size", hint="--size 3x224x224 (channels, height, width)")
+    numbers = [int(p) for p in parts]
+    return (3, numbers[0], numbers[0]) if len(numbers) == 1 else (3, *numbers) if len(numbers) == 2 else tuple(numbers)

@@ -1,0 +1,36 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[
+    str | None, typer.Option("--data", help="fashion-mnist, digits, folder:PATH, npz:PATH, idx:DIR, cifar10:DIR, cifar100:DIR.")
+]
+DataArgs = Annotated[
+    list[str], typer.Option("--data-arg", help="Option of the task as key=value: val_fraction=0.2, mean=(0.5,), …")
+]
+Model = Annotated[str | None, typer.Option("--model", help="The checkpoint's network: a zoo name, or path/to/net.py:factory.")]
+ModelArgs = Annotated[
+    list[str], typer.Option("--model-arg", help="Argument of the network's factory as key=value (repeatable).")
+]
+Output_ = Annotated[str, typer.Option("--output", help="The output to use, of a network that returns a dict or a tuple.")]
+Size = Annotated[str | None, typer.Option("--size", help="Input size: 224, 192x256, or 3x224x224 without data.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where the result goes; never overwritten without --force.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is at -o.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that can't be read (they are listed).")]
+Device = Annotated[str, typer.Option("--device", help="Where training runs: auto, cpu, cuda, mps.")]
+To = Annotated[str, typer.Option("--to", help="Formats, comma-separated: onnx,tflite,coreml.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Precisions, comma-separated: fp32,fp16. Default: each format's own.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N test samples.")]
+
+
+def listed(text: str) -> list[str]:
+    """The comma-separated words of an option, in order, without empties and repeats."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

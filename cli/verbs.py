@@ -1,0 +1,29 @@
+"""The verbs. Each is a thin shell: heavy packages are imported when the verb runs."""
+
+from __future__ import annotations
+
+import typer
+
+from . import verbs_compress, verbs_export, verbs_info, verbs_run
+
+
+def register(app: typer.Typer) -> None:
+    """None; `app` has its verbs afterwards (once, however often it is called)."""
+    if app.registered_commands:
+        return
+    for verb in (
+        verbs_run.demo,
+        verbs_run.run,
+        verbs_info.inspect,
+        verbs_compress.train,
+        verbs_compress.compress,
+        verbs_export.export,
+        verbs_export.evaluate,
+        verbs_export.profile,
+        verbs_run.report,
+        verbs_info.convert_checkpoint,
+    ):
+        app.command(name=verb.__name__.replace("_", "-"))(verb)
+    app.add_typer(verbs_info.models, name="models")
+    app.add_typer(verbs_info.recipes, name="recipes")
+    app.add_typer(verbs_info.devices, name="devices")

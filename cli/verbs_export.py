@@ -1,0 +1,198 @@
+"""`trimtab export`, `trimtab evaluate` and `trimtab profile`."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import ConsoleProgress, output
+from .options import Data, DataArgs, Force, Limit, Model, ModelArgs, Out, Output_, Precision, Seed, Size, SkipBad, To, listed
+
+if TYPE_CHECKING:
+    from .devices.measurement import ProfileResult
+    from .export.convert import Converted
+
+
+def export(
+    network: Annotated[Path, typer.Argument(help="A Bundle's folder, a checkpoint with --model, or any .onnx file.")],
+    to: To,
+    out: Out,
+    precision: Precision = None,
+    model: Model = None,
+    model_args: ModelArgs = [],
+    output_name: Output_ = "",
+    data: Data = None,
+    data_args: DataArgs = [],
+    size: Size = None,
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> int:
+    """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
+    from .export.convert import convert, file_source, plan_formats
+    from .loading import open_network
+    from .workflow import export_bundle
+
+    pairs = plan_formats(listed(to), listed(precision) if precision else None)
+    if network.suffix == ".onnx":
+        made = convert(file_source(network), pairs, out, seed=seed, force=force, on_artifact=say_artifact)
+    else:
+        with ExitStack() as stack:
+            bundle, task = open_network(
+                network,
+                stack,
+                model=model,
+                model_args=model_args,
+                output=output_name,
+                data=data,
+                input_size=size,
+                seed=seed,
+                skip_bad=skip_bad,
+                data_args=data_args,
+            )
+            label = network.stem if network.is_file() else bundle.folder.resolve().name
+            made = export_bundle(bundle, pairs, out, task=task, label=label, seed=seed, force=force, on_artifact=say_artifact)
+    output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
+    return 0 if all(c.ok for c in made) else 1
+
+
+def say_artifact(made: Converted) -> None:
+    """One artifact and its verdict, on one line; its warnings below."""
+    a, p = made.artifact, made.artifact.parity
+    agreement = f", top-1 agreement {p.top1_agreement:.1%}" if p.top1_agreement is not None else ""
+    verdict = "proven" if made.ok else "REJECTED"
+    output.say(
+        f"{a.format} {a.precision}: {verdict}, SQNR {p.sqnr_db:.1f} dB (gate {p.gate_db:g}){agreement}, {p.inputs} inputs, "
+        f"{a.size_bytes / 1e6:.2f} MB → {made.folder}"
+    )
+    if p.reason:
+        output.say(f"   {p.reason}")
+    for warning in a.warnings:
+        output.say(f"   warning: {warning}")
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A Bundle's folder, an artifact's folder, or a checkpoint with --model.")],
+    model: Model = None,
+    model_args: ModelArgs = [],
+    output_name: Output_ = "",
+    data: Data = None,
+    data_args: DataArgs = [],
+    size: Size = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+) -> None:
+    """The task's test metrics: a Bundle in torch, an artifact in its own runtime."""
+    from .export.artifact import MANIFEST, load_artifact
+    from .loading import open_network, open_task, task_options
+    from .models.errors import UserError
+    from .workflow import evaluate_artifact, evaluate_module, require_task
+
+    if (target / MANIFEST).exists():
+        if data is None:
+            raise UserError("evaluating an artifact needs data", hint="add --data fashion-mnist, digits, folder:PATH, …")
+        spec = load_artifact(target).contract.inputs[0].as_layout("NCHW")
+        fixed = all(isinstance(d, int) for d in spec.shape[2:])
+        options = task_options(
+            data,
+            seed=seed,
+            size=size or ("x".join(map(str, spec.shape[2:])) if fixed else None),
+            skip_bad=skip_bad,
+            extra=data_args,
+        )
+        options = {"mean": spec.mean, "std": spec.std, **options} if spec.mean else options
+        metrics = evaluate_artifact(target, open_task("classification", options), limit=limit)
+    else:
+        with ExitStack() as stack:
+            bundle, task = open_network(
+                target,
+                stack,
+                model=model,
+                model_args=model_args,
+                output=output_name,
+                data=data,
+                input_size=size,
+                seed=seed,
+                skip_bad=skip_bad,
+                data_args=data_args,
+            )
+            metrics = evaluate_module(bundle, require_task(task, "evaluate"), limit=limit)
+    output.table("", ("metric", ">value"), [(name, f"{value:.4f}") for name, value in metrics.items()])
+    output.result(metrics)
+
+
+def profile(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; the first of each runtime is the baseline.")],
+    on: Annotated[str, typer.Option("--on", help="The device: local.")] = "local",
+    runtimes: Annotated[
+        str | None, typer.Option("--runtime", help="Runtimes, comma-separated. Default: all that fit and are installed.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads per inference.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size of artifacts with a dynamic batch.")] = 1,
+    dims: Annotated[list[str], typer.Option("--dim", help="Size of another symbolic dimension: H=224 (repeatable).")] = [],
+    budget_s: Annotated[
+        float | None, typer.Option("--budget", help="Seconds for all measurements. Default: the preset's.")
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="How long and how exactly to measure.")] = "standard",
+    affinity: Annotated[str | None, typer.Option("--cpu", help="Pin to these CPUs: 0 or 0,1.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the raw samples and conditions to this JSON file.")
+    ] = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Measured latency, with an A/A noise floor, randomised order and the conditions it was measured under."""
+    from .devices.profile import profile as measure
+    from .loading import keywords
+    from .models import files
+    from .models.errors import UserError
+
+    if out:
+        files.refuse_overwrite(out, force=force)
+    sizes = {"N": batch, **keywords(dims, "--dim")} if batch != 1 or dims else None
+    if affinity and not all(cpu.isdigit() for cpu in listed(affinity)):
+        raise UserError(f"--cpu {affinity!r} is not a list of CPU numbers", hint="--cpu 0, or --cpu 0,1")
+    pinned = tuple(int(cpu) for cpu in listed(affinity)) if affinity else None
+    result = measure(
+        artifacts,
+        on=on,
+        runtimes=listed(runtimes) if runtimes else None,
+        threads=threads,
+        dims=sizes,
+        budget_s=budget_s,
+        seed=seed,
+        affinity=pinned,
+        preset=preset,
+        force=force,
+        progress=ConsoleProgress(),
+    )
+    say_profile(result)
+    if out:
+        files.write_json(out, result.model_dump(mode="json"))
+        output.say(f"raw samples: {out}")
+    output.result(result.model_dump(mode="json"))
+
+
+def say_profile(result: ProfileResult) -> None:
+    """Latencies and comparisons as tables, then what was left out and why."""
+    narrow = shutil.get_terminal_size((100, 24)).columns < 80
+    rows: list[tuple[Any, ...]] = []
+    for m in result.measurements:
+        row = (m.runtime, m.label, f"{m.p50_ms:.3f}", f"{m.p90_ms:.3f}", f"{m.p99_ms:.3f}", len(m.samples_ns))
+        rows.append(row[:5] if narrow else row)
+    columns = ("runtime", "artifact", ">p50 ms", ">p90 ms", ">p99 ms", ">samples")
+    output.table("", columns[:5] if narrow else columns, rows)
+    for c in result.comparisons:
+        interval = f" [{c.low:.2f}, {c.high:.2f}]" if c.low is not None and c.high is not None else ""
+        floor = f"noise floor {c.noise_floor:.1%}" if c.noise_floor is not None else "no noise floor"
+        verdict = "" if c.significant else "  (not significant)"
+        output.say(f"{c.runtime}: {c.b} is {c.speedup:.2f}×{interval} as fast as {c.a}, {c.rounds} rounds, {floor}{verdict}")
+    for s in result.skipped:
+        output.say(f"not measured: {s.label}{f' on {s.runtime}' if s.runtime else ''}: {s.reason}")
+    for warning in result.warnings:
+        output.say(f"warning: {warning}")

@@ -1,0 +1,205 @@
+"""`trimtab inspect`, `models`, `recipes`, `devices` and `convert-checkpoint`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import output
+from .options import Data, DataArgs, Force, Model, ModelArgs, Output_, Size
+
+models = typer.Typer(help="The architecture zoo.", no_args_is_help=True, rich_markup_mode=None)
+recipes = typer.Typer(help="Shipped recipes, and new ones.", no_args_is_help=True, rich_markup_mode=None)
+devices = typer.Typer(help="Devices and runtimes to measure on.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def inspect(
+    network: Annotated[Path, typer.Argument(help="A Bundle's folder, or a checkpoint with --model.")],
+    model: Model = None,
+    model_args: ModelArgs = [],
+    output_name: Output_ = "",
+    data: Data = None,
+    data_args: DataArgs = [],
+    size: Size = None,
+) -> None:
+    """Layers, params, MACs, and which channels can be pruned, or why not."""
+    import torch
+
+    from .compress.cost import count
+    from .compress.groups import analyse
+    from .loading import open_network
+
+    with ExitStack() as stack:
+        bundle, _task = open_network(
+            network,
+            stack,
+            model=model,
+            model_args=model_args,
+            output=output_name,
+            data=data,
+            input_size=size,
+            data_args=data_args,
+        )
+        module = bundle.module()
+        dims = {symbol: 1 if symbol == "N" else 64 for symbol in bundle.contract.symbols}
+        inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(dims, seed=0).values()]
+        cost = count(module, inputs)
+        analysis = analyse(module, inputs)
+    tied = {m.path: group for group in analysis.groups for m in group.members if m.side == "out"}
+    fixed = {f.path: f.reason for f in analysis.fixed}
+    rows = [
+        (
+            layer.path or "(root)",
+            layer.kind,
+            "×".join(map(str, layer.output)),
+            f"{layer.macs:,}",
+            f"{layer.params:,}",
+            _prunable(layer.path, tied, fixed),
+        )
+        for layer in cost.layers
+    ]
+    output.table(bundle.manifest.architecture.name, ("layer", "kind", "output", ">MACs", ">params", "channels"), rows)
+    output.say(
+        f"{cost.macs:,} MACs, {cost.params:,} params, weights {cost.weight_bytes / 1e6:.2f} MB, "
+        f"activation peak {cost.activation_peak_bytes / 1e6:.2f} MB (batch 1, fp32)"
+    )
+    output.say(f"{len(analysis.groups)} channel groups can be pruned; {len(fixed)} layers can't")
+    output.result(
+        {
+            "macs": cost.macs,
+            "params": cost.params,
+            "weight_bytes": cost.weight_bytes,
+            "activation_peak_bytes": cost.activation_peak_bytes,
+            "layers": [
+                {**vars(layer), "prunable": layer.path in tied, "reason": fixed.get(layer.path, "")} for layer in cost.layers
+            ],
+        }
+    )
+
+
+def _prunable(path: str, tied: dict[str, Any], fixed: dict[str, str]) -> str:
+    if path in fixed:
+        return f"fixed: {fixed[path]}"
+    if path in tied:
+        group = tied[path]
+        return f"{group.channels} prunable" if group.root == path else f"tied to {group.root}"
+    return ""
+
+
+@models.command("ls")
+def models_ls() -> None:
+    """The zoo: names, papers and input sizes."""
+    from .models.architectures import architectures
+
+    rows = [(e.name, e.card.title, "×".join(map(str, e.card.input)), e.card.source) for e in architectures]
+    output.table("", ("name", "network", "input", "source"), rows)
+    output.result([{"name": e.name, **vars(e.card)} for e in architectures])
+
+
+@recipes.command("ls")
+def recipes_ls() -> None:
+    """The shipped recipes, and the methods a recipe may use."""
+    from .compress.method import methods
+    from .compress.recipe import load_recipe
+    from .recipes import shipped
+
+    loaded = {name: load_recipe(path) for name, path in shipped().items()}
+    output.table("recipes", ("name", "steps"), [(name, " → ".join(s.kind for s in r.steps)) for name, r in loaded.items()])
+    output.say()
+    output.table("methods", ("kind", "what", "source"), [(e.name, e.card.title, e.card.source) for e in methods])
+    output.result(
+        {
+            "recipes": {n: [s.kind for s in r.steps] for n, r in loaded.items()},
+            "methods": [{"kind": e.name, **vars(e.card)} for e in methods],
+        }
+    )
+
+
+@recipes.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="A shipped recipe's name, or a file.")]) -> None:
+    """A recipe's text."""
+    from .recipes import recipe_path
+
+    output.say(recipe_path(name).read_text().rstrip())
+
+
+@recipes.command("new")
+def recipes_new(
+    kinds: Annotated[list[str], typer.Argument(help="Methods, in order: structured distill.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write; standard output without it.")] = None,
+    force: Force = False,
+) -> None:
+    """A commented recipe with every parameter, its default and its meaning."""
+    from .models import files
+    from .recipes import commented
+
+    text = commented(kinds)
+    if out is None:
+        output.say(text.rstrip())
+        return
+    files.refuse_overwrite(out, force=force)
+    files.write_text(out, text)
+    output.say(f"recipe: {out}")
+
+
+@recipes.command("validate")
+def recipes_validate(path: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")]) -> None:
+    """Checks a recipe without importing torch; exit 2 says what is wrong."""
+    from .recipes import find_recipe
+
+    recipe = find_recipe(path)
+    output.say(f"{path}: valid, {' → '.join(step.kind for step in recipe.steps)}")
+    output.result({"name": recipe.name, "steps": [step.model_dump(mode="json") for step in recipe.steps]})
+
+
+@devices.command("ls")
+def devices_ls() -> None:
+    """Devices and runtimes, and what each can run."""
+    from .devices.device import devices as known
+    from .devices.runtime import runtimes
+
+    output.table("devices", ("name", "what"), [(e.name, e.card.title) for e in known])
+    output.say()
+    rows = [
+        (
+            e.name,
+            e.card.title,
+            ", ".join(e.card.formats),
+            "installed" if not e.card.missing() else f"pip install 'trimtab[{e.card.extra}]'",
+        )
+        for e in runtimes
+    ]
+    output.table("runtimes", ("name", "what", "formats", "state"), rows)
+    output.result({"devices": [e.name for e in known], "runtimes": [e.name for e in runtimes]})
+
+
+@devices.command("doctor")
+def devices_doctor() -> None:
+    """What works here, what is missing, and the command that mends it."""
+    from .devices.doctor import doctor
+
+    findings = doctor()
+    for f in findings:
+        output.say(f"{f.state:<8} {f.subject}: {f.detail}" + (f"\n         → {f.mend}" if f.mend else ""))
+    output.result([vars(f) for f in findings])
+
+
+def convert_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt/.pth file that needs code to load.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file to write. Default: beside it, as .safetensors.")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Yes, run the code in this file: I know who made it.")] = False,
+    force: Force = False,
+) -> None:
+    """Unpickle a checkpoint that runs code, once, and keep only its tensors."""
+    from .models import files
+    from .models.checkpoint import convert_untrusted
+
+    out = out or checkpoint.with_suffix(".safetensors")
+    files.refuse_overwrite(out, force=force)
+    count = convert_untrusted(checkpoint, out, trust=trust, say=output.say)
+    output.say(f"{count} tensors: {out}")

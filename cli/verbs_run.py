@@ -1,0 +1,122 @@
+"""`trimtab demo`, `trimtab run` and `trimtab report`: the whole road, and its last page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import output
+from .options import Data, DataArgs, Device, Model, ModelArgs, Output_, Precision, Seed, Size, SkipBad, To, listed
+
+if TYPE_CHECKING:
+    from .record import RunRecord
+
+
+def demo(
+    data: Annotated[
+        str,
+        typer.Option("--data", help="fashion-mnist (the shipped ResNet-20), or digits (trains its own first; no download)."),
+    ] = "fashion-mnist",
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder; a second run reuses what is done.")] = Path(
+        "runs/demo"
+    ),
+    seed: Seed = 0,
+    budget_s: Annotated[float, typer.Option("--budget", help="Seconds for all latency measurements.")] = 30.0,
+) -> int:
+    """The whole job on a shipped network: prune half its MACs, distil, export, prove, measure, report."""
+    from .demo import run_demo
+
+    return _done(*run_demo(data, out, seed=seed, budget_s=budget_s, command=_command()))
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
+    recipe: Annotated[Path, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = Path("half"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder; a second run reuses what is done.")] = Path(
+        "runs/run"
+    ),
+    to: To = "onnx,tflite,coreml",
+    precision: Precision = None,
+    model: Model = None,
+    model_args: ModelArgs = [],
+    output_name: Output_ = "",
+    data: Data = None,
+    data_args: DataArgs = [],
+    size: Size = None,
+    threads: Annotated[int, typer.Option("--threads", help="Threads per inference when measuring.")] = 1,
+    budget_s: Annotated[float | None, typer.Option("--budget", help="Seconds for all latency measurements.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+) -> int:
+    """One command from your checkpoint to verified, measured artifacts and a report."""
+    from .export.convert import plan_formats
+    from .job import JobConfig, run_job
+    from .loading import open_network
+    from .recipes import find_recipe
+    from .workflow import require_task
+
+    plan = find_recipe(recipe)
+    pairs = plan_formats(listed(to), listed(precision) if precision else None)
+    with ExitStack() as stack:
+        bundle, task = open_network(
+            checkpoint,
+            stack,
+            model=model,
+            model_args=model_args,
+            output=output_name,
+            data=data,
+            input_size=size,
+            seed=seed,
+            skip_bad=skip_bad,
+            data_args=data_args,
+        )
+        config = JobConfig(
+            title=f"{bundle.manifest.architecture.name} · {plan.name}",
+            pairs=pairs,
+            seed=seed,
+            threads=threads,
+            budget_s=budget_s,
+            device=device,
+            command=_command(),
+        )
+        return _done(*run_job(bundle, plan, require_task(task, "run"), out, config))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Where to write the page. Default: report.html in the run's folder.")
+    ] = None,
+) -> None:
+    """Render a run's report again from its run.json."""
+    from .job import REPORT
+    from .report import load_record, write_report
+
+    path = write_report(load_record(folder), out or folder / REPORT)
+    output.say(f"report: {path.resolve()}")
+    output.result({"report": str(path.resolve())})
+
+
+def _command() -> str:
+    """What the user typed, as it can be typed again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _done(record: RunRecord, page: Path) -> int:
+    """The exit code of a finished run: 1 when an artifact was rejected."""
+    from .job import rejected
+
+    bad = rejected(record)
+    for artifact in bad:
+        output.say(f"rejected: {artifact.artifact.name}: {artifact.artifact.parity.reason}")
+    output.say(f"\nreport: {page.resolve()}")
+    output.result(
+        {"report": str(page.resolve()), "run": str(page.parent.resolve()), "rejected": [a.artifact.name for a in bad]}
+    )
+    return 1 if bad else 0

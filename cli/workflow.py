@@ -1,0 +1,169 @@
+"""What the verbs do, free of the command line: train, compress, evaluate, export, and put a Bundle in its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .models import files
+from .models.bundle import MANIFEST, Bundle, Manifest, load_bundle, save_bundle
+from .models.errors import UserError
+from .models.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .compress.apply import StepDone
+    from .compress.recipe import Recipe
+    from .export.convert import Converted
+    from .models.tasks.task import Task
+
+WORK = ".work"
+
+
+def train_baseline(
+    model: str,
+    task: Task,
+    out: Path,
+    *,
+    config: dict[str, Any],
+    kwargs: dict[str, Any],
+    seed: int,
+    progress: Progress,
+    force: bool = False,
+    device: str = "auto",
+) -> Bundle:
+    """A Bundle in `out`, trained from scratch with the task's loss; a killed run resumes. Its test metrics are in the manifest."""
+    from .compress.recipe import parse_recipe
+    from .loading import task_ref
+
+    recipe = parse_recipe({"format": 1, "seed": seed, "step": [{"kind": "finetune", **config}]}, origin="train", name="train")
+    files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
+    bundle = untrained(model, task, out / WORK / "untrained", kwargs=kwargs, seed=seed, reference=task_ref(task))
+    return compress(bundle, recipe, task, out, progress=progress, force=True, device=device)
+
+
+def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], seed: int, reference: Any) -> Bundle:
+    """A freshly initialised network as a Bundle: the start of a training run, and the same at every resume."""
+    import torch
+
+    from .models.architectures import architectures
+    from .models.source import parse
+
+    spec = task.contract.inputs[0]
+    defaults = {"num_classes": len(task.contract.classes), "in_channels": spec.shape[1]}
+    architecture = parse(model, {**defaults, **kwargs} if model in architectures else kwargs)
+    torch.manual_seed(seed)
+    module = architecture.build()
+    return save_bundle(folder, module, Manifest(architecture=architecture, contract=task.contract, task=reference), force=True)
+
+
+def compress(
+    parent: Bundle,
+    recipe: Recipe,
+    task: Task | None,
+    out: Path,
+    *,
+    progress: Progress,
+    force: bool = False,
+    device: str = "auto",
+    on_step: Callable[[StepDone], None] | None = None,
+) -> Bundle:
+    """The recipe's result as a Bundle in `out`, with its test metrics. Steps are kept in `out/.work` until it is there."""
+    from .compress.apply import run_recipe
+
+    files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
+    work = out / WORK
+    steps = run_recipe(parent, recipe, task, work, progress=progress, device=device, on_step=on_step)
+    metrics = evaluate_module(steps[-1].bundle, task) if task else {}
+    return install(steps[-1].bundle, out, metrics=metrics, task=task)
+
+
+def install(bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task | None) -> Bundle:
+    """A copy of `bundle` in `out` with its metrics and its task written in; it replaces all that was there."""
+    from .loading import task_ref
+
+    manifest = bundle.manifest.model_copy(update={"metrics": metrics, "task": task_ref(task) if task else bundle.manifest.task})
+    with files.new_folder(out, force=True) as temp:
+        for path in bundle.folder.iterdir():
+            shutil.copyfile(path, temp / path.name)
+        files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))
+    return load_bundle(out)
+
+
+def evaluate_module(bundle: Bundle, task: Task, *, limit: int | None = None, device: str = "auto") -> dict[str, float]:
+    """The task's test metrics of a Bundle's module."""
+    from .compress.train import Runtime, evaluate
+
+    return evaluate(bundle.module(), task, "test", runtime=Runtime(device, amp="off"), limit=limit or 0)
+
+
+def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> dict[str, float]:
+    """The task's test metrics of an artifact in its own runtime, whatever batch size the artifact takes."""
+    import numpy as np
+    import torch
+
+    from .export.artifact import load_artifact
+    from .export.exporter import exporters
+    from .export.parity import run_in_layout
+
+    artifact = load_artifact(folder)
+    runner = exporters.get(artifact.format).runner(artifact.path(folder), artifact.contract)
+    contract = artifact.contract
+    original = contract.model_copy(
+        update={
+            "inputs": tuple(s.as_layout("NCHW") for s in contract.inputs),
+            "outputs": tuple(s.as_layout("NCHW") for s in contract.outputs),
+        }
+    )
+    name, result = original.inputs[0].name, original.outputs[0].name
+    batch = contract.inputs[0].shape[0]
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        parts = inputs.split(batch if isinstance(batch, int) else len(inputs))
+        return torch.from_numpy(
+            np.concatenate(
+                [run_in_layout(runner, {name: part.numpy()}, module=original, artifact=contract)[result] for part in parts]
+            )
+        )
+
+    return task.evaluate(predict, "test", limit=limit)
+
+
+def export_bundle(
+    bundle: Bundle,
+    pairs: Sequence[tuple[str, str]],
+    out: Path,
+    *,
+    task: Task | None,
+    label: str,
+    seed: int = 0,
+    force: bool = False,
+    on_artifact: Callable[[Converted], None] | None = None,
+) -> list[Converted]:
+    """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task."""
+    from .export.convert import convert, module_source
+
+    source = module_source(bundle.module(), bundle.contract, label=label, origin={"bundle_hash": bundle.hash}, seed=seed)
+    return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
+
+
+def real_samples(task: Task | None, count: int = 64) -> np.ndarray | None:
+    """The first `count` test samples as network inputs (N, C, H, W), or None without a task or with fewer than eight."""
+    if task is None:
+        return None
+    samples = task.samples("test")
+    if len(samples) < 8:
+        return None
+    return task.inputs(samples.__getitems__(range(min(count, len(samples))))).numpy()
+
+
+def require_task(task: Task | None, verb: str) -> Task:
+    """The task. Raises UserError when there is none."""
+    if task is None:
+        raise UserError(
+            f"{verb} needs data, and the Bundle names none", hint="add --data fashion-mnist, digits, folder:PATH, npz:PATH, …"
+        )
+    return task
