@@ -1,0 +1,41 @@
+# Every target does its own set-up on a machine that has Python 3.11+ and make. Second runs skip it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-all lint bench clean
+
+help:
+	@echo "make demo      the whole job on the shipped network; prints the report's path"
+	@echo "make test      lint, types, room rules and every quick test"
+	@echo "make test-all  the slow tests too"
+	@echo "make bench     the measurements behind the README's tables (about 40 minutes)"
+
+setup:
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist
+
+demo: setup
+	$(BIN)/trimtab demo
+
+lint:
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: lint
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
+	$(BIN)/python -m pytest -q
+
+bench: setup
+	$(BIN)/python benchmarks/spine.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/timing.py
+	$(BIN)/python benchmarks/tables.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
