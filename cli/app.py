@@ -11,6 +11,8 @@ import typer
 from . import __version__
 from .console import output
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="trimtab",
     help="Makes a trained vision checkpoint small and fast on a real device: compresses, exports, proves and measures.",
@@ -52,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = app(args, standalone_mode=False)
     except KeyboardInterrupt:
-        return _fail("interrupted; finished stages are kept, and the same command goes on from here", 130)
+        code = INTERRUPTED
     except Exception as error:
         if output.debug:
             raise
         return _explain(error)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this exit code without a word
+        return _fail("interrupted; finished stages are kept, and the same command goes on from here", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -85,16 +85,11 @@ def task_of(
     ref = bundle.manifest.task
     if data:
         options = task_options(data, seed=seed, size=size or _own_size(bundle), skip_bad=skip_bad, extra=extra)
-        spec = bundle.contract.inputs[0]
-        if spec.mean:  # the network's own normalisation, whatever the data's statistics are
-            options = {"mean": spec.mean, "std": spec.std, **options}
-        task = open_task("classification", options)
-    elif ref:
-        task = open_task(ref.name, {key: tuple(v) if isinstance(v, list) else v for key, v in ref.options.items()})
-    else:
-        return None
-    check_fit(bundle.contract, task)
-    return task
+        return fitted(bundle.contract, open_task("classification", options))
+    if ref:
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in ref.options.items()}
+        return fitted(bundle.contract, open_task(ref.name, options))
+    return None
 
 
 def _own_size(bundle: Bundle) -> str | None:
@@ -105,8 +100,11 @@ def _own_size(bundle: Bundle) -> str | None:
     return None
 
 
-def check_fit(contract: Contract, task: Task) -> None:
-    """None, when a network of this contract can do this task."""
+def fitted(contract: Contract, task: Task) -> Task:
+    """The task with the network's own normalisation, whatever the data's statistics are.
+
+    Raises UserError when the data's channels or classes do not fit the network.
+    """
     mine, theirs = contract.inputs[0], task.contract.inputs[0]
     if mine.layout == "NCHW" and mine.shape[1] != theirs.shape[1]:
         raise UserError(
@@ -119,6 +117,9 @@ def check_fit(contract: Contract, task: Task) -> None:
             f"the network has {classes} classes, {task.data} has {have}",
             hint="use the data it was trained on, or another network",
         )
+    if mine.mean and (mine.mean, mine.std) != (theirs.mean, theirs.std):
+        return task.normalised_by(mine.mean, mine.std)
+    return task
 
 
 def open_network(

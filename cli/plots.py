@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
+
+from .report_text import significant
 
 # Matplotlib wants real colours; these stand for the page's CSS variables, which know light and dark.
 INK, MUTED, GRID, BAND, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
@@ -23,8 +27,8 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BAND: "band", PAPER: "pa
     colour: f"series-{i}" for i, colour in enumerate(SERIES)
 }
 _MARKERS = ("o", "s", "D", "^")
-_WIDTH = 5.0  # inches: 360 px wide, so that 9 px type is 9 px on the narrowest phone and grows with the screen
-_STYLE = {
+_WIDTH = 4.5  # inches of 72 px: 324 px, so that 9 px type is 9 px on the narrowest phone and grows with the screen
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names are anybody's: "$" is a dollar
     "font.size": 9.5,
@@ -65,7 +69,7 @@ class Ridge:
     """The latency samples (ms) of one artifact."""
 
     label: str
-    samples: Sequence[float]
+    samples: Sequence[float] | np.ndarray
     series: int
 
 
@@ -103,9 +107,8 @@ def tradeoff(points: Sequence[Point], *, name: str, x_label: str, y_label: str, 
         axes.grid(visible=True, axis="y")
         axes.set(xlabel=x_label, ylabel=y_label)
         _frame(axes, points)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(FuncFormatter(_plain))
+        _ticks(axes.xaxis)
+        _ticks(axes.yaxis)
         return _svg(figure, name=name, alt=alt)
 
 
@@ -122,8 +125,7 @@ def layer_bars(layers: Sequence[str], series: Mapping[str, Sequence[float]], *, 
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        _ticks(axes.xaxis)
         figure.legend(loc="outside upper left", ncols=2, handlelength=1.0, borderaxespad=0.2)
         return _svg(figure, name=name, alt=alt)
 
@@ -144,9 +146,14 @@ def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
             median = float(np.median(row.samples))
             axes.plot([median, median], [base, base + 0.58], color=INK, linewidth=1.2)
             axes.axhline(base, color=GRID, linewidth=0.8, zorder=0)
-            axes.annotate(row.label, (0, base + 0.86), xycoords=("axes fraction", "data"), va="top", fontsize=9)
+            axes.annotate(_short(row.label, 34), (0, base + 0.86), xycoords=("axes fraction", "data"), va="top", fontsize=9)
             axes.annotate(
-                f"median {_plain(median)}", (1, base + 0.86), xycoords=("axes fraction", "data"), va="top", ha="right", fontsize=9
+                f"median {significant(median)} ms",
+                (1, base + 0.86),
+                xycoords=("axes fraction", "data"),
+                va="top",
+                ha="right",
+                fontsize=9,
             )
         axes.set(xscale="log", xlim=(low, high), ylim=(-0.06, len(rows)), yticks=[])
         axes.spines["left"].set_visible(False)
@@ -155,25 +162,24 @@ def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
         return _svg(figure, name=name, alt=alt)
 
 
-def forest(rows: Sequence[Interval], *, name: str, alt: str) -> Markup:
-    """Speed-up ratios with their confidence intervals; behind each the band that A/A pairs call noise; 1× is a line."""
+def forest(rows: Sequence[Interval], *, name: str, x_label: str, alt: str) -> Markup:
+    """Ratios of latency with their confidence intervals; behind each the band that A/A pairs call noise; 1× is a line."""
     with _figure(0.85 + 0.5 * len(rows)) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
             y = len(rows) - 1 - i
             low, high = 1 / (1 + row.floor), 1 + row.floor
             axes.fill_between([low, high], y - 0.3, y + 0.3, color=BAND, linewidth=0)
+            axes.plot([1, 1], [y - 0.3, y + 0.3], color=INK, linewidth=1)
             axes.plot([row.low, row.high], [y, y], color=SERIES[1], linewidth=2.4, solid_capstyle="butt")
             axes.plot(row.value, y, "s", color=SERIES[1], markersize=7, markerfacecolor=SERIES[1] if row.clears else PAPER)
-            axes.annotate(row.label, (0, y + 0.62), xycoords=("axes fraction", "data"), va="top", fontsize=9)
-        axes.axvline(1, color=INK, linewidth=1)
-        reach = [1.0] + [v for r in rows for v in (r.low, r.high, 1 + r.floor, 1 / (1 + r.floor))]
+            axes.annotate(_short(row.label, 54), (0, y + 0.62), xycoords=("axes fraction", "data"), va="top", fontsize=9)
+        reach = [0.97, 1.03] + [v for r in rows for v in (r.low, r.high, 1 + r.floor, 1 / (1 + r.floor))]
         span = max(reach) - min(reach)
         axes.set(xlim=(min(reach) - 0.08 * span, max(reach) + 0.08 * span), ylim=(-0.5, len(rows) - 0.3), yticks=[])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("speed-up (×, measured); shaded: A/A noise floor")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
+        axes.set_xlabel(x_label)
+        _ticks(axes.xaxis)
         return _svg(figure, name=name, alt=alt)
 
 
@@ -184,8 +190,7 @@ def curve(epochs: Sequence[float], values: Sequence[float], *, name: str, y_labe
         axes.plot(epochs, values, color=SERIES[1], linewidth=1.6, marker="o" if len(values) < 12 else "", markersize=3.5)
         axes.set(xlabel="epoch", ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        _ticks(axes.yaxis, 3)
         axes.grid(visible=True, axis="y")
         axes.margins(y=0.15)
         return _svg(figure, name=name, alt=alt)
@@ -269,17 +274,15 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
     else:
         ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
         axes.set_xticks([t for t in ticks if low <= t <= high])
-    formatter: Callable[..., str] = _plain
-    axes.xaxis.set_major_formatter(FuncFormatter(formatter))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _plain(value: float, _: int | None = None) -> str:
-    """Three significant digits without an exponent."""
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
-    text = f"{value:.{min(digits, 6)}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+def _ticks(axis: Axis, count: int = 5) -> None:
+    """Round numbers with equal decimals, no offset and no power of ten."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    axis.set_major_formatter(formatter)
 
 
 def _short(text: str, limit: int = 24) -> str:

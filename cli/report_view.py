@@ -13,7 +13,7 @@ from markupsafe import Markup
 from . import plots
 from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRecord
 from .report_latency import LatencyView, latency_view
-from .report_text import fixed, plain
+from .report_text import fixed, plain, whole
 
 PROPORTIONS = ("accuracy", "top1", "top-1", "top5", "top-5", "top1_accuracy", "top5_accuracy")
 """Metrics that are a share of independent hits, so that the binomial standard error holds."""
@@ -74,7 +74,7 @@ def view(record: RunRecord) -> dict[str, Any]:
     """The template's variables."""
     parent, compressed = pair(record)
     proven = [a for a in record.artifacts if is_proven(a)]
-    latency = latency_view(record)
+    latency = latency_view(record, [model.name for model in _ordered(record)])
     return {
         "parent": parent,
         "compressed": compressed,
@@ -148,16 +148,18 @@ def sizes(record: RunRecord) -> list[SizePair]:
 
 
 def layer_rows(record: RunRecord) -> list[LayerRow]:
-    """Every layer of every network, in the first network's order; layers that only a later one has come last."""
+    """Every layer with MACs or params of any network, in the first one's order; layers that only a later one has come last."""
     models = _ordered(record)
     tables = [{layer.path: layer for layer in model.layers} for model in models]
     rows = []
     for path in dict.fromkeys(path for table in tables for path in table):
         cells = tuple(table.get(path) for table in tables)
+        if not any(cell and (cell.macs or cell.params) for cell in cells):
+            continue  # containers, activations, pooling
         first = next(cell for cell in cells if cell)
         both = len(cells) > 1 and cells[0] and cells[0].macs
         kept = (cells[1].macs if cells[1] else 0) / cells[0].macs if both and cells[0] else None
-        rows.append(LayerRow(path, first.kind, cells, kept))
+        rows.append(LayerRow(path or "(root)", first.kind, cells, kept))
     return rows
 
 
@@ -198,11 +200,14 @@ def _tradeoffs(record: RunRecord, latency: LatencyView | None) -> list[tuple[str
         ]
 
     drawn = [("MACs", "MACs per input (million)", points([(m.name, m.name, m.macs / 1e6) for m in _ordered(record)]))]
-    for group in latency.groups if latency else ():
-        places = [(row.model, row.model if row.plain_label else row.label, row.p50_ms) for row in group.best_pair]
+    for group in latency.headlines if latency else ():
+        places = [(row.model, row.model, row.measurement.p50_ms) for row in group.pair]
         drawn.append((group.title, f"median latency, {group.title} (ms)", points(places)))
     return [
-        (caption, plots.tradeoff(dots, name=f"tradeoff-{i}", x_label=x_label, y_label=y_label, alt=_say(dots, x_label, y_label)))
+        (
+            caption,
+            plots.tradeoff(dots, name=f"tradeoff-{i}", x_label=x_label, y_label=y_label, alt=_say(dots, x_label, y_label)),
+        )
         for i, (caption, x_label, dots) in enumerate(drawn)
         if dots
     ]
@@ -219,13 +224,17 @@ def _step(step: StepRecord, index: int) -> StepView:
     return StepView(
         step=step,
         config=tuple((key, plain(value)) for key, value in step.config.items() if key != "kind"),
-        figures=tuple((key, plain(value)) for key, value in figures.items() if key not in long),
+        figures=tuple((key, _figure(value)) for key, value in figures.items() if key not in long),
         long=tuple((key, json.dumps(value, indent=1, default=str)) for key, value in long.items()),
         curves=tuple(
             plots.curve(xs, ys, name=f"step-{index}-curve-{i}", y_label=label, alt=_say_curve(label, xs, ys))
             for i, (label, (xs, ys)) in enumerate(_curves(step.figures.get("history")).items())
         ),
     )
+
+
+def _figure(value: Any) -> str:
+    return whole(value) if isinstance(value, int) and not isinstance(value, bool) else plain(value)
 
 
 def _say_curve(label: str, xs: Sequence[float], ys: Sequence[float]) -> str:
@@ -239,15 +248,18 @@ def _curves(history: Any, *, most: int = 4) -> dict[str, tuple[list[float], list
         return {}
     series: dict[str, tuple[list[float], list[float]]] = {}
     for i, epoch in enumerate(epochs):
-        nested = [(f"{key} {name}", v) for key, value in epoch.items() if isinstance(value, Mapping) for name, v in value.items()]
+        nested = [
+            (f"{key} {name}", v) for key, value in epoch.items() if isinstance(value, Mapping) for name, v in value.items()
+        ]
         at = epoch.get("epoch", i + 1)
         for key, value in [*epoch.items(), *nested]:
             if key not in ("epoch", "seconds") and _is_number(value) and _is_number(at):
                 xs, ys = series.setdefault(str(key), ([], []))
                 xs.append(float(at))
                 ys.append(float(value))
-    drawable = {key: pair_ for key, pair_ in series.items() if len(pair_[0]) > 1}
-    return dict(list(drawable.items())[:most])
+    drawable = [item for item in series.items() if len(item[1][0]) > 1]
+    drawable.sort(key=lambda item: item[0] in ("lr", "learning_rate"))  # what was set comes after what was found
+    return dict(drawable[:most])
 
 
 def _is_number(value: Any) -> bool:

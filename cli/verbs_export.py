@@ -89,24 +89,19 @@ def evaluate(
 ) -> None:
     """The task's test metrics: a Bundle in torch, an artifact in its own runtime."""
     from .export.artifact import MANIFEST, load_artifact
-    from .loading import open_network, open_task, task_options
+    from .loading import fitted, open_network, open_task, task_options
     from .models.errors import UserError
-    from .workflow import evaluate_artifact, evaluate_module, require_task
+    from .workflow import channels_first, evaluate_artifact, evaluate_module, require_task
 
     if (target / MANIFEST).exists():
         if data is None:
             raise UserError("evaluating an artifact needs data", hint="add --data fashion-mnist, digits, folder:PATH, …")
-        spec = load_artifact(target).contract.inputs[0].as_layout("NCHW")
-        fixed = all(isinstance(d, int) for d in spec.shape[2:])
-        options = task_options(
-            data,
-            seed=seed,
-            size=size or ("x".join(map(str, spec.shape[2:])) if fixed else None),
-            skip_bad=skip_bad,
-            extra=data_args,
-        )
-        options = {"mean": spec.mean, "std": spec.std, **options} if spec.mean else options
-        metrics = evaluate_artifact(target, open_task("classification", options), limit=limit)
+        contract = channels_first(load_artifact(target).contract)
+        sides = contract.inputs[0].shape[2:]
+        fixed = "x".join(map(str, sides)) if all(isinstance(d, int) for d in sides) else None
+        options = task_options(data, seed=seed, size=size or fixed, skip_bad=skip_bad, extra=data_args)
+        task = fitted(contract, open_task("classification", options))
+        metrics = evaluate_artifact(target, task, limit=limit)
     else:
         with ExitStack() as stack:
             bundle, task = open_network(

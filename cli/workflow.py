@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .compress.apply import StepDone
     from .compress.recipe import Recipe
     from .export.convert import Converted
+    from .models.contract import Contract
     from .models.tasks.task import Task
 
 WORK = ".work"
@@ -112,12 +113,7 @@ def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> 
     artifact = load_artifact(folder)
     runner = exporters.get(artifact.format).runner(artifact.path(folder), artifact.contract)
     contract = artifact.contract
-    original = contract.model_copy(
-        update={
-            "inputs": tuple(s.as_layout("NCHW") for s in contract.inputs),
-            "outputs": tuple(s.as_layout("NCHW") for s in contract.outputs),
-        }
-    )
+    original = channels_first(contract)
     name, result = original.inputs[0].name, original.outputs[0].name
     batch = contract.inputs[0].shape[0]
 
@@ -130,6 +126,16 @@ def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> 
         )
 
     return task.evaluate(predict, "test", limit=limit)
+
+
+def channels_first(contract: Contract) -> Contract:
+    """The contract with its images as NCHW, as torch and the tasks have them."""
+    return contract.model_copy(
+        update={
+            "inputs": tuple(s.as_layout("NCHW") for s in contract.inputs),
+            "outputs": tuple(s.as_layout("NCHW") for s in contract.outputs),
+        }
+    )
 
 
 def export_bundle(

@@ -95,7 +95,8 @@ def choose(
     max_ratio: float,
     scope: Scope,
 ) -> list[tuple[ChannelGroup, set[int]]]:
-    """The root channels to remove from every group, so that the cost is `ratio` of the dense one (at most, and within `tolerance`).
+    """The root channels to remove from every group, so that the cost is `ratio` of the dense one, within `tolerance` below it
+    (or above it, where the grid of `round_to` leaves nothing just below).
 
     Weakest chunks go first: by score across the network (`scope="global"`; scores are comparable, mean 1 a group), or by rank
     so that every group loses the same share (`"layer"`). A chunk rounds the kept channels to a multiple of `round_to`.
@@ -118,7 +119,7 @@ def choose(
             full.add(chunk.group)
         else:
             taken[chunk.group] = taken.get(chunk.group, 0) + chunk.channels
-    if model.total > goal:
+    if model.total > (ratio + tolerance) * dense:
         raise UserError(
             f"{target} ratio {ratio:g} can't be reached within {tolerance:.0%}: the nearest is {model.total / dense:.3f} "
             f"with round_to={round_to} and max_ratio={max_ratio:g}",

@@ -56,7 +56,7 @@ def parse_recipe(data: Mapping[str, Any], *, origin: str, name: str = "") -> Rec
     """A validated Recipe from parsed TOML: `format`, optional `name` and `seed`, and a list of `[[step]]` tables."""
     unknown = set(data) - {"format", "name", "seed", "step"}
     if unknown:
-        key = sorted(unknown)[0]
+        key = min(unknown)
         raise UserError(f"{origin}: unknown key {key!r}", hint=did_you_mean(key, ("format", "name", "seed", "step")))
     if data.get("format") != FORMAT:
         raise UserError(f"{origin}: format is {data.get('format')!r}", hint=f"start the recipe with `format = {FORMAT}`")

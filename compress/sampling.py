@@ -6,7 +6,7 @@ import hashlib
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -59,7 +59,7 @@ class StepSampler(Sampler[list[int]]):
         return self.plan.total - self.first
 
 
-def _as_is(batch: RawBatch) -> RawBatch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -72,8 +72,9 @@ def batches(samples: Samples, sampler: Sampler[list[int]], *, workers: int, pin:
     """The raw batches of `sampler`, read in this process or by `workers` others; nothing before its first step is read."""
     if workers == 0 and not pin:  # a DataLoader would only add its own overhead to each step
         return (samples.__getitems__(indices) for indices in sampler)
-    loader = DataLoader(
-        samples,  # read through __getitems__ alone
+    source: Any = samples  # read through __getitems__ alone
+    loader: DataLoader[RawBatch] = DataLoader(
+        source,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_as_is,

@@ -62,7 +62,7 @@ class StructuredConfig(MethodConfig):
     ),
 )
 def apply(module: nn.Module, task: Task | None, config: StructuredConfig, context: Context) -> Result:
-    """The module cut to the target ratio (at most it, and within 2 points of the dense cost), its plan, and what could not be cut.
+    """The module cut to the target ratio (within 2 points of the dense cost, below it where the grid allows), its plan, and what could not be cut.
 
     Raises UserError when nothing can be cut, the target is out of reach, or Taylor scores are asked without data.
     """
@@ -144,10 +144,10 @@ def _cut(
         )
         plan = build_plan(cuts)
         reached = getattr(count(plan.replay(copy.deepcopy(module)), inputs), quantity) / now
-        if goal / now - TOLERANCE <= reached <= goal / now:
+        if abs(reached - goal / now) <= TOLERANCE:
             plan.replay(module)
             return plan
-        aim -= reached - goal / now + TOLERANCE / 4
+        aim -= reached - goal / now
     raise UserError(
         f"{quantity} ratio {goal / now:.3f} can't be reached within {TOLERANCE:.0%}; the last try gave {reached:.3f}",
         hint="raise the ratio, or lower round_to",

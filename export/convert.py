@@ -132,7 +132,7 @@ def _one(
             hint="export the Bundle instead, or --to onnx,tflite",
         )
     out.mkdir(parents=True, exist_ok=True)
-    work = out / f".{name}-{precision}.{os.getpid()}"
+    work = out / f".{name}-{precision}.work"  # one left by a killed run goes now
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:

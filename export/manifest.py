@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..models.contract import Contract, TensorSpec
 from ..models.errors import UserError, did_you_mean
 from ..models.files import digest_of, new_folder, read_json, write_json, write_text
+from ..models.progress import LogProgress, Progress
 from ..models.registry import Registry
 from .artifact import GOLDEN, MANIFEST, Artifact, Parity, load_artifact
 
@@ -13,7 +14,9 @@ __all__ = [
     "MANIFEST",
     "Artifact",
     "Contract",
+    "LogProgress",
     "Parity",
+    "Progress",
     "Registry",
     "TensorSpec",
     "UserError",

@@ -92,7 +92,7 @@ def distill(module: nn.Module, task: Task | None, config: DistillConfig, context
     if config.cache_teacher:
         table, cache, said = _table(teacher, bundle.hash, task, config, context=context, runtime=runtime)
         notes += said
-    objective = _objective(task, config, teacher=teacher, table=table, runtime=runtime)
+    objective = mixed_objective(task, config, teacher=teacher, table=table, runtime=runtime)
     identity = {"teacher": bundle.hash}
     history = fit(
         module, task, config, objective=objective, context=context, label="distill", identity=identity, runtime=runtime
@@ -138,7 +138,10 @@ def _table(
     return table, "hit" if hit else "made", [why, note]
 
 
-def _objective(task: Task, config: DistillConfig, *, teacher: Teacher, table: LogitTable | None, runtime: Runtime) -> Objective:
+def mixed_objective(
+    task: Task, config: DistillConfig, *, teacher: Teacher, table: LogitTable | None, runtime: Runtime
+) -> Objective:
+    """(1 − alpha) · task loss + alpha · the registered objective, towards the table's logits or the live teacher's."""
     loss = objectives.get(config.objective)
 
     def objective(network: Any, batch: Any) -> tuple[Any, dict[str, Any]]:

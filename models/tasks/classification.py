@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,14 @@ class ClassificationTask:
         self.contract: Contract = image_classifier(
             channels=channels, height=height, width=width, classes=splits.classes, mean=mean, std=std
         )
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ClassificationTask:
+        """The same task for a network that was trained with another normalisation (per channel, of pixels in 0…1)."""
+        spec = self.contract.inputs[0].model_copy(update={"mean": tuple(mean), "std": tuple(std)})
+        twin = copy(self)
+        twin.contract = self.contract.model_copy(update={"inputs": (spec,)})
+        twin.options = {**self.options, "mean": tuple(mean), "std": tuple(std)}
+        return twin
 
     def samples(self, split: Split) -> ImageSamples:
         """The samples of a split, in a fixed shuffled order: its first n are a fair sample of it."""

@@ -57,6 +57,9 @@ class Task(Protocol):
     contract: Contract
     metric: str
 
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Task:
+        """The same task for a network that was trained with another normalisation."""
+
     def samples(self, split: Split) -> Samples:
         """The samples of a split, in a fixed order."""
 

@@ -6,7 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from trimtab.compress.cost import count
 from trimtab.models.architectures import architectures
 
-SMALL = {"resnet18": 64, "resnet50": 64, "mobilenet_v1": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_lite0": 64}
+SMALL = {
+    "resnet18": 64,
+    "resnet50": 64,
+    "mobilenet_v1": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "efficientnet_lite0": 64,
+}
 
 
 @pytest.mark.parametrize("name", architectures.names())

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import nn
 from training_kit import FakeBundle, make_context, make_net, make_task, same, train, weights
+
 from trimtab.compress.distill.kd import kd_loss
 from trimtab.compress.distill.method import DistillConfig, distill
 from trimtab.compress.distill.objectives import objectives

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from training_kit import FakeBundle, make_context, make_net, make_task, same, weights
+
 from trimtab.compress.distill.method import DistillConfig, distill
 from trimtab.models.files import read_json, write_json
 

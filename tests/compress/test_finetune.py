@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from training_kit import make_context, make_net, make_task, same, task_loss, train, weights
+
 from trimtab.compress.finetune import FinetuneConfig, finetune
 from trimtab.compress.method import methods
 from trimtab.compress.train import TrainConfig

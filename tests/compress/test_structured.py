@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from user_net import UserNet
 
 from trimtab.compress.cost import count
 from trimtab.compress.groups import analyse, build_plan
@@ -12,8 +13,6 @@ from trimtab.compress.structured import StructuredConfig, apply
 from trimtab.models.architectures import architectures
 from trimtab.models.contract import image_classifier
 from trimtab.models.errors import UserError
-
-from user_net import UserNet
 
 
 def context(tmp_path, side=32):
@@ -47,8 +46,15 @@ def silenced(module, plan):
     return module
 
 
-@pytest.mark.parametrize("make", [lambda: UserNet(), lambda: architectures.get("resnet20")(num_classes=10),
-                                  lambda: architectures.get("mobilenet_v2")(num_classes=10, width=0.5)], ids=["user", "resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: UserNet(),
+        lambda: architectures.get("resnet20")(num_classes=10),
+        lambda: architectures.get("mobilenet_v2")(num_classes=10, width=0.5),
+    ],
+    ids=["user", "resnet20", "mobilenet_v2"],
+)
 def test_the_cut_network_computes_what_the_silenced_one_does(make, tmp_path):
     module = lively(make())
     x = torch.randn(2, 3, 32, 32)

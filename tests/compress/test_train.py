@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from training_kit import CONFIG, make_context, make_net, make_task, same, task_loss, train, weights
+
 from trimtab.compress.runtime import Runtime
 from trimtab.compress.sampling import StepSampler, chosen_positions
 from trimtab.compress.schedule import learning_rate, plan_run

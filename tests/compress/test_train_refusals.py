@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from training_kit import make_net, make_task, train
+
 from trimtab.compress.runtime import Runtime, choose_amp, cpu_has_bf16
 from trimtab.compress.train import TrainConfig
 from trimtab.models.errors import UserError

@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from training_kit import CONFIG, make_net, make_task, same, train, weights
+
 from trimtab.models.errors import UserError
 
 torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+
 from trimtab.compress.method import Context
 from trimtab.compress.train import TrainConfig, fit
 from trimtab.models.contract import Contract

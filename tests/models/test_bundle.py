@@ -19,9 +19,13 @@ def saved(tmp_path, user_net):
     architecture = parse(f"{user_net}:make", {"width": 16})
     torch.manual_seed(0)
     module = architecture.build().eval()
-    plan = SurgeryPlan(edits=(Edit(path="left.0", side="out", size=16, kept=tuple(range(8))),
-                              Edit(path="left.1", side="out", size=16, kept=tuple(range(8))),
-                              Edit(path="mix.0", side="in", size=32, kept=(*range(8), *range(16, 32)))))
+    plan = SurgeryPlan(
+        edits=(
+            Edit(path="left.0", side="out", size=16, kept=tuple(range(8))),
+            Edit(path="left.1", side="out", size=16, kept=tuple(range(8))),
+            Edit(path="mix.0", side="in", size=32, kept=(*range(8), *range(16, 32))),
+        )
+    )
     plan.replay(module)
     manifest = Manifest(architecture=architecture, contract=CONTRACT, plan=plan.model_dump(mode="json"))
     return module, save_bundle(tmp_path / "b", module, manifest)

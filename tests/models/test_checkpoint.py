@@ -13,7 +13,15 @@ def net():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+    ],
+)
 def test_a_torch_checkpoint_is_read_in_its_usual_wrappings(tmp_path, wrap):
     state = net().state_dict()
     torch.save(wrap(state), tmp_path / "x.pt")
@@ -50,7 +58,9 @@ def test_converting_a_whole_pickled_model_wants_trust_and_says_what_it_does(tmp_
     said = []
     with pytest.raises(UserError, match="runs the Python code"):
         convert_untrusted(tmp_path / "whole.pt", tmp_path / "x.safetensors", trust=False, say=said.append)
-    assert convert_untrusted(tmp_path / "whole.pt", tmp_path / "x.safetensors", trust=True, say=said.append) == len(model.state_dict())
+    assert convert_untrusted(tmp_path / "whole.pt", tmp_path / "x.safetensors", trust=True, say=said.append) == len(
+        model.state_dict()
+    )
     assert "may execute any code" in said[0]
     load_into(net(), load_state(tmp_path / "x.safetensors"))
 

@@ -6,7 +6,16 @@ from trimtab.models.contract import Contract, TensorSpec, image_classifier
 
 
 def spec(**changes):
-    return TensorSpec(**{"name": "image", "shape": ("N", 3, "H", "W"), "layout": "NCHW", "mean": (0.1, 0.2, 0.3), "std": (0.5, 1, 2), **changes})
+    return TensorSpec(
+        **{
+            "name": "image",
+            "shape": ("N", 3, "H", "W"),
+            "layout": "NCHW",
+            "mean": (0.1, 0.2, 0.3),
+            "std": (0.5, 1, 2),
+            **changes,
+        }
+    )
 
 
 def test_normalisation_runs_over_the_channel_axis_in_either_layout():

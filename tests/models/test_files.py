@@ -38,7 +38,10 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 def test_a_folder_in_use_is_refused_and_force_replaces_it(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(UserError, match=r"exists and is not empty\n  → give another -o, or --force"), files.new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(UserError, match=r"exists and is not empty\n  → give another -o, or --force"),
+        files.new_folder(tmp_path / "out"),
+    ):
         pass
     with files.new_folder(tmp_path / "out", force=True) as temp:
         (temp / "new").write_text("y")

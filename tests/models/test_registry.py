@@ -49,7 +49,15 @@ def test_every_registry_loads_and_every_entry_has_a_card(name):
     from trimtab.models.architectures import architectures
     from trimtab.models.tasks.task import tasks
 
-    entries = list({"architectures": architectures, "tasks": tasks, "methods": methods, "exporters": exporters,
-                    "runtimes": runtimes, "devices": devices}[name])
+    entries = list(
+        {
+            "architectures": architectures,
+            "tasks": tasks,
+            "methods": methods,
+            "exporters": exporters,
+            "runtimes": runtimes,
+            "devices": devices,
+        }[name]
+    )
     assert entries
     assert all(entry.card is not None and entry.card.title for entry in entries)

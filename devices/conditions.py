@@ -1,0 +1,210 @@
+"""What this machine tells about itself before and after a measurement. What it won't tell comes back with the reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from ..export.manifest import UserError
+from .measurement import Conditions, Reading, Snapshot
+from .runtime import RuntimeFacts
+
+ROOT = Path("/")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first value of every key in /proc/cpuinfo."""
+    pairs = (line.partition(":") for line in (_text(root / "proc/cpuinfo") or "").splitlines())
+    found: dict[str, str] = {}
+    for key, colon, value in pairs:
+        if colon:
+            found.setdefault(key.strip(), value.strip())
+    return found
+
+
+def _sysctl(name: str) -> str | None:
+    """A macOS kernel variable."""
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def cpu_model(root: Path = ROOT) -> Reading:
+    """The CPU's name: on Arm boards the device tree's, or the core's implementer and part numbers."""
+    info = _cpuinfo(root)
+    arm = f"Arm implementer {info['CPU implementer']} part {info['CPU part']}" if "CPU part" in info else None
+    board = _text(root / "proc/device-tree/model")
+    name = info.get("model name") or " · ".join(
+        part for part in (board or info.get("Model") or info.get("Hardware"), arm) if part
+    )
+    if not name and platform.system() == "Darwin":
+        name = _sysctl("machdep.cpu.brand_string") or ""
+    name = name or (platform.processor() if root == ROOT else "")
+    return Reading(value=name) if name else Reading(reason="neither /proc/cpuinfo nor the platform names the CPU")
+
+
+def virtualised(root: Path = ROOT) -> Reading:
+    """Whether a hypervisor runs below: x86 has a CPU flag for it."""
+    flags = _cpuinfo(root).get("flags")
+    if flags is None:
+        return Reading(reason="this CPU or system has no flag that tells")
+    return Reading(value="yes" if "hypervisor" in flags.split() else "no")
+
+
+def emulated(root: Path = ROOT) -> bool:
+    """Whether another CPU's instructions are interpreted or translated here (QEMU's TCG, Rosetta)."""
+    name = str(cpu_model(root).value or "").upper()
+    return "QEMU" in name or "TCG" in name or (platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1")
+
+
+def cpu_quota(root: Path = ROOT) -> Reading:
+    """The container's CPU limit in cores."""
+    v2 = (_text(root / "sys/fs/cgroup/cpu.max") or "").split()
+    v1 = [_text(root / "sys/fs/cgroup/cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    parts = v2 if len(v2) == 2 else [part for part in v1 if part]
+    if len(parts) != 2:
+        return Reading(reason="no control group limit is visible")
+    if parts[0] in ("max", "-1"):
+        return Reading(value="none")
+    return Reading(value=float(parts[0]) / float(parts[1]), unit="cores")
+
+
+def governor(root: Path = ROOT) -> Reading:
+    """The frequency governor of the first core."""
+    value = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return Reading(value=value) if value else Reading(reason="no cpufreq driver (virtual machines and macOS have none)")
+
+
+def clock_mhz(root: Path = ROOT) -> Reading:
+    """The first core's clock now, in MHz; where only /proc/cpuinfo tells, that is the nominal clock in most virtual machines."""
+    khz = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    if khz and khz.isdigit():
+        return Reading(value=int(khz) / 1000, unit="MHz")
+    mhz = _cpuinfo(root).get("cpu MHz")
+    if mhz:
+        return Reading(value=float(mhz), unit="MHz, from /proc/cpuinfo")
+    if root == ROOT:
+        try:
+            now = psutil.cpu_freq()
+        except (OSError, AttributeError, NotImplementedError, RuntimeError):
+            now = None
+        if now:
+            return Reading(value=float(now.current), unit="MHz")
+    return Reading(reason="neither cpufreq nor the platform tells the clock")
+
+
+def temperature_c(root: Path = ROOT) -> Reading:
+    """The hottest thermal zone, in °C."""
+    zones = [_text(path) for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))]
+    heat = [int(zone) / 1000 for zone in zones if zone and zone.lstrip("-").isdigit()]
+    return Reading(value=max(heat), unit="°C") if heat else Reading(reason="no thermal zone is visible")
+
+
+def load_average() -> Reading:
+    """The one-minute load average."""
+    try:
+        return Reading(value=psutil.getloadavg()[0])
+    except (OSError, AttributeError):
+        return Reading(reason="the platform keeps no load average")
+
+
+def power_source() -> Reading:
+    """ "mains" or "battery"."""
+    probe: Callable[[], object] | None = getattr(psutil, "sensors_battery", None)
+    try:
+        battery = probe() if probe else None
+    except (OSError, ValueError, NotImplementedError):
+        battery = None
+    if battery is None:
+        return Reading(reason="no battery or power supply is reported")
+    return Reading(value="mains" if getattr(battery, "power_plugged", None) else "battery")
+
+
+def allowed_cpus() -> tuple[int, ...] | None:
+    """The CPUs that this thread may run on, or None where the platform has no affinity."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    process = psutil.Process()
+    return tuple(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
+
+
+def usable_cores() -> int:
+    """How many cores this thread may use."""
+    allowed = allowed_cpus()
+    return len(allowed) if allowed else psutil.cpu_count() or 1
+
+
+@contextmanager
+def pinned(cpus: Sequence[int] | None) -> Iterator[None]:
+    """Inside the block this thread, and every thread it starts, runs on `cpus` alone. Raises UserError for CPUs that are not ours."""
+    if cpus is None:
+        yield
+        return
+    before = allowed_cpus()
+    if before is None:
+        raise UserError(f"{platform.system()} has no CPU affinity to set", hint="leave the affinity out")
+    wrong = sorted(set(cpus) - set(before))
+    if wrong or not cpus:
+        asked = ", ".join(map(str, wrong)) or "none"
+        raise UserError(f"CPU affinity names {asked}", hint="this process may use " + ", ".join(map(str, before)))
+    _set_affinity(cpus)
+    try:
+        yield
+    finally:
+        _set_affinity(before)
+
+
+def _set_affinity(cpus: Sequence[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+    else:
+        psutil.Process().cpu_affinity(list(cpus))
+
+
+def snapshot(root: Path = ROOT) -> Snapshot:
+    """What changes from minute to minute, now."""
+    return Snapshot(
+        governor=governor(root), clock_mhz=clock_mhz(root), temperature_c=temperature_c(root), load_average=load_average()
+    )
+
+
+def conditions(device: str, facts: RuntimeFacts, *, before: Snapshot, after: Snapshot) -> Conditions:
+    """The conditions of one session's measurement on this machine."""
+    allowed = allowed_cpus()
+    return Conditions(
+        device=device,
+        cpu_model=cpu_model(),
+        machine=platform.machine(),
+        cores_online=psutil.cpu_count() or 1,
+        affinity=allowed,
+        affinity_reason="" if allowed else f"{platform.system()} has no CPU affinity",
+        cpu_quota=cpu_quota(),
+        virtualised=virtualised(),
+        emulated=emulated(),
+        power_source=power_source(),
+        os=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        runtime=facts.runtime,
+        runtime_version=facts.version,
+        threads=facts.threads,
+        provider=facts.provider,
+        hints=dict(facts.hints),
+        timed_region=facts.timed_region,
+        before=before,
+        after=after,
+    )

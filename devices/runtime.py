@@ -1,0 +1,136 @@
+"""What every runtime looks like: a capability record, a `load`, and sessions that run and can be timed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..export.manifest import Contract, Registry, UserError, did_you_mean
+
+Tensors = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+NO_RUNTIME: Mapping[str, str] = {
+    "coreml": "Core ML runs on macOS and iOS alone; its numerics were checked by the export, its speed needs an Apple device",
+}
+
+
+class RejectedError(UserError):
+    """A runtime won't load or run an artifact."""
+
+    def __init__(self, runtime: str, path: Path, error: object) -> None:
+        lines = [line.strip() for line in str(error).replace(str(path), path.name).splitlines() if line.strip()]
+        said = lines[-1] if lines and lines[0].startswith("Exception from") else " ".join(lines[:2])
+        super().__init__(
+            f"{runtime} rejects {path.name}: {said or type(error).__name__}",
+            hint="export it again, or name other runtimes with --runtime",
+            exit_code=1,
+        )
+
+
+@dataclass(frozen=True)
+class RuntimeFacts:
+    """What a session says of itself. `hints`: settings in force as the runtime reports them, not as they were asked for."""
+
+    runtime: str
+    version: str
+    threads: int
+    provider: str
+    hints: Mapping[str, str]
+    timed_region: str
+    reduced_precision: bool = False
+
+
+class Session(Protocol):
+    """One loaded artifact."""
+
+    def run(self, inputs: Tensors) -> dict[str, np.ndarray]:
+        """Output arrays by name. Raises RejectedError."""
+
+    def bind(self, inputs: Tensors) -> Callable[[], object]:
+        """A call that runs once on `inputs`, bound now; what it includes stands in `describe().timed_region`. Raises RejectedError."""
+
+    def describe(self) -> RuntimeFacts:
+        """Version, threads, provider and settings in force."""
+
+
+class Runtime(Protocol):
+    """Loads artifacts of the formats on its card."""
+
+    def version(self) -> str:
+        """The runtime's version; imports it."""
+
+    def load(self, path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> Session:
+        """A session for the exported file, made ready for inputs of `shapes`. `options` are complete. Raises RejectedError."""
+
+
+@dataclass(frozen=True)
+class RuntimeCard:
+    """What a runtime can do, readable without importing it. An option maps to its choices, the default first."""
+
+    title: str
+    formats: tuple[str, ...]
+    packages: tuple[str, ...]
+    extra: str
+    threads: str
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def install(self) -> str:
+        """The command that installs it."""
+        return f"pip install 'trimtab[{self.extra}]'" if self.extra else "pip install trimtab"
+
+    def missing(self) -> tuple[str, ...]:
+        """The importable packages that this runtime needs and that are not installed."""
+        return tuple(name for name in self.packages if importlib.util.find_spec(name) is None)
+
+    def complete(self, options: Mapping[str, str]) -> dict[str, str]:
+        """`options` with every default filled in. Raises UserError for an unknown option or choice."""
+        for name, choice in options.items():
+            if name not in self.options:
+                raise UserError(f"{self.title} has no option {name!r}", hint=did_you_mean(name, self.options))
+            if choice not in self.options[name]:
+                raise UserError(
+                    f"{self.title}: option {name} cannot be {choice!r}", hint="one of " + ", ".join(self.options[name])
+                )
+        return {name: options.get(name, choices[0]) for name, choices in self.options.items()}
+
+
+runtimes: Registry[Runtime, RuntimeCard] = Registry(
+    "runtime",
+    modules=(
+        "trimtab.devices.runtimes_onnxruntime",
+        "trimtab.devices.runtimes_litert",
+        "trimtab.devices.runtimes_openvino",
+    ),
+)
+
+
+def require(name: str) -> Runtime:
+    """The runtime, with its packages present. Raises UserError for an unknown name or a missing package."""
+    entry = runtimes.entry(name)
+    if gone := entry.card.missing():
+        raise UserError(f"{entry.card.title} needs {', '.join(gone)}, not installed", hint=entry.card.install)
+    return entry.value
+
+
+def fitting(format_name: str) -> list[str]:
+    """The names of the runtimes that run a format, installed or not."""
+    return [entry.name for entry in runtimes if format_name in entry.card.formats]
+
+
+def why_none(format_name: str) -> str:
+    """Why no runtime here runs a format."""
+    formats = sorted({name for entry in runtimes for name in entry.card.formats})
+    return NO_RUNTIME.get(format_name, f"no runtime here runs {format_name!r} files; they run " + ", ".join(formats))
+
+
+def check_names(runtime: str, path: Path, *, wanted: list[str], present: list[str], kind: str) -> None:
+    """None, when a model has every tensor that its contract names. Raises RejectedError."""
+    if gone := [name for name in wanted if name not in present]:
+        raise RejectedError(runtime, path, f"it has no {kind} {', '.join(gone)}; it has {', '.join(present)}")

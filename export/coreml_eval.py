@@ -1,0 +1,286 @@
+"""An evaluator for saved Core ML packages that needs no Apple device: it walks the MIL program and computes each operation.
+
+It checks what the artifact *means* by the MIL specification. It is not Apple's runtime: in a float16 program every tensor is
+rounded to float16 after each operation, while sums inside an operation run in float32; the Neural Engine, the GPU and the CPU
+each accumulate in their own way. Weights kept compressed (`constexpr_*`: integers with scales, look-up tables, bit masks) are
+decoded with coremltools' own decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.errors import UserError
+from . import coreml_ops_elementwise, coreml_ops_resize, coreml_ops_shape  # noqa: F401  (importing files their kernels)
+from .coreml_ops import KERNELS, Args, Kernel, Value
+from .coreml_quiet import quiet
+
+Env = dict[str, Value]
+"""Values by MIL variable name: torch tensors (float16 ones held as float32 on the float16 grid), strings, lists of tensors."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the package says one input may be: its shape, with (lowest, highest) for a flexible dimension (highest −1: open)."""
+
+    sizes: tuple[tuple[int, int], ...]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """None, when `shape` fits. Raises UserError when Core ML would refuse it."""
+        fits = len(shape) == len(self.sizes) and all(
+            low <= n and (high < 0 or n <= high) for n, (low, high) in zip(shape, self.sizes, strict=True)
+        )
+        if not fits:
+            allowed = ", ".join(str(low) if low == high else f"{low}…{high if high >= 0 else ''}" for low, high in self.sizes)
+            raise UserError(
+                f"Core ML input {name!r} has shape {shape}, the package takes ({allowed})",
+                hint="feed a shape in range, or export again with a contract that leaves the dimension free",
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of the program, ready to run: its kernel, where its inputs are, and what its outputs are."""
+
+    kind: str
+    kernel: Kernel
+    inputs: tuple[tuple[str, str | tuple[str, ...]], ...]
+    outputs: tuple[tuple[str, str], ...]
+    done_with: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A saved package in memory: constants, steps in order, and the names and types of inputs and outputs."""
+
+    inputs: Mapping[str, Bounds]
+    dtypes: Mapping[str, str]
+    outputs: tuple[str, ...]
+    constants: Env
+    steps: tuple[Step, ...]
+
+
+def load_program(path: Path) -> Program:
+    """The program in the saved `.mlpackage` at `path`. Raises UserError when it is no ML program or has an unknown operation."""
+    with quiet():
+        import coremltools as ct
+        from coremltools.converters.mil.frontend.milproto.load import load
+
+        try:
+            model = ct.models.MLModel(str(path), skip_model_load=True)
+            spec = model.get_spec()
+            mil = load(spec, spec.specificationVersion, model.weights_dir or "")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read as a Core ML program: {error}",
+                hint="give an .mlpackage with an mlprogram; export again",
+            ) from None
+        function = mil.functions[mil.default_function_name]
+        constants = _constants(function.operations)
+        steps = _steps(function, constants)
+    return Program(
+        inputs={feature.name: _bounds(feature) for feature in spec.description.input},
+        dtypes={name: _dtype(var) for name, var in function.inputs.items()},
+        outputs=tuple(var.name for var in function.outputs),
+        constants=constants,
+        steps=steps,
+    )
+
+
+def evaluate(program: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs by name for input arrays by name, at any shape that the package allows.
+
+    Raises UserError for missing or unknown inputs, a shape out of the package's bounds, and operations that cannot be computed.
+    """
+    if set(inputs) != set(program.inputs):
+        raise UserError(
+            f"Core ML inputs {sorted(inputs)} are not the package's {sorted(program.inputs)}", hint="feed exactly those"
+        )
+    env: Env = dict(program.constants)
+    for name, array in inputs.items():
+        program.inputs[name].check(name, array.shape)
+        env[name] = _typed(torch.from_numpy(np.array(array)), program.dtypes[name])
+    keep = set(program.outputs)
+    with torch.inference_mode():
+        for step in program.steps:
+            _run(step, env)
+            for name in step.done_with:
+                if name not in keep:
+                    env.pop(name, None)
+    return {name: _output(env[name]) for name in program.outputs}
+
+
+def _run(step: Step, env: Env) -> None:
+    """Compute one step and put its outputs into `env`."""
+    values: dict[str, Value] = {}
+    for parameter, source in step.inputs:
+        values[parameter] = env[source] if isinstance(source, str) else [_tensor(env[name]) for name in source]
+    result = step.kernel(Args(values))
+    results: Sequence[Tensor] = result if isinstance(result, tuple) else (result,)
+    for (name, dtype), value in zip(step.outputs, results, strict=False):
+        env[name] = _typed(value, dtype)
+
+
+def _tensor(value: Value) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise UserError(
+            f"a MIL operation joins {type(value).__name__}, not tensors", hint="the package is damaged; export again"
+        )
+    return value
+
+
+_TORCH_TYPES = {"fp32": torch.float32, "bool": torch.bool, "int32": torch.int32}
+
+
+def _typed(value: Tensor, dtype: str) -> Tensor:
+    """`value` in the declared type; float16 is rounded to its grid and held as float32, narrow integers are held as int32."""
+    if dtype == "fp16":
+        return value.half().float()
+    return value.to(_TORCH_TYPES.get(dtype, torch.int32))
+
+
+def _output(value: Value) -> np.ndarray:
+    return np.array(_tensor(value).numpy())
+
+
+def _dtype(var: Any) -> str:
+    """A MIL variable's element type in words: fp16, fp32, int32, bool, str …"""
+    from coremltools.converters.mil.mil import types
+
+    return str(types.builtin_to_string(var.dtype))
+
+
+def _bounds(feature: Any) -> Bounds:
+    """The shapes that an input's description allows."""
+    array = feature.type.multiArrayType
+    if array.WhichOneof("ShapeFlexibility") == "shapeRange":
+        ranges = array.shapeRange.sizeRanges
+        return Bounds(tuple((int(r.lowerBound), int(r.upperBound)) for r in ranges))
+    if array.WhichOneof("ShapeFlexibility") == "enumeratedShapes":
+        sides = zip(*(shape.shape for shape in array.enumeratedShapes.shapes), strict=True)
+        return Bounds(tuple((min(side), max(side)) for side in sides))
+    return Bounds(tuple((int(n), int(n)) for n in array.shape))
+
+
+def _constants(operations: Iterable[Any]) -> Env:
+    """The values of all `const` and `constexpr_*` operations by name."""
+    arrays: dict[str, Any] = {}
+    for op in operations:
+        if op.op_type == "const":
+            arrays[op.outputs[0].name] = op.outputs[0].val
+        elif op.op_type.startswith("constexpr_"):
+            values = _decoded(op, arrays)
+            for var, value in zip(op.outputs, values if isinstance(values, tuple) else (values,), strict=True):
+                arrays[var.name] = value
+    return {name: _constant(value) for name, value in arrays.items()}
+
+
+def _decoded(op: Any, arrays: Mapping[str, Any]) -> Any:
+    """The array(s) that a `constexpr_*` operation stands for. Its inputs may be the outputs of others (sparse look-up tables)."""
+    if not hasattr(op, "decompress"):
+        return op.materialized_val_inference()
+    given = {name: arrays[var.name] for name, var in op.inputs.items() if var is not None}
+    code = type(op).decompress.__code__
+    return op.decompress(*(given.get(name) for name in code.co_varnames[: code.co_argcount]))
+
+
+def _constant(value: Any) -> Value:
+    """A constant as the kernels take it."""
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+    return torch.from_numpy(np.array(array, dtype=np.bool_ if array.dtype == np.bool_ else np.int32))
+
+
+def _steps(function: Any, constants: Env) -> tuple[Step, ...]:
+    """The operations that compute something, in order, each with the variables that nothing needs after it."""
+    opset = function.opset_version
+    steps: list[Step] = []
+    for op in function.operations:
+        if op.op_type == "const" or op.op_type.startswith("constexpr_"):
+            continue
+        inputs: list[tuple[str, str | tuple[str, ...]]] = []
+        for parameter, source in op.inputs.items():
+            if isinstance(source, (list, tuple)):
+                inputs.append((parameter, tuple(_name(var, constants) for var in source)))
+            elif source is not None:
+                inputs.append((parameter, _name(source, constants)))
+        outputs = tuple((var.name, _dtype(var)) for var in op.outputs)
+        steps.append(Step(op.op_type, _kernel(op, opset), tuple(inputs), outputs, ()))
+    return _with_last_uses(steps, constants)
+
+
+def _name(var: Any, constants: Env) -> str:
+    """The variable's name; a default value that coremltools filled in becomes a constant."""
+    if var.op is not None and var.op.op_type == "const" and var.name not in constants:
+        constants[var.name] = _constant(var.val)
+    return str(var.name)
+
+
+def _with_last_uses(steps: Sequence[Step], constants: Env) -> tuple[Step, ...]:
+    seen = set(constants)
+    out = []
+    for step in reversed(steps):
+        used = {name for _, source in step.inputs for name in ((source,) if isinstance(source, str) else source)}
+        out.append(Step(step.kind, step.kernel, step.inputs, step.outputs, tuple(sorted(used - seen))))
+        seen |= used
+    return tuple(reversed(out))
+
+
+def _kernel(op: Any, opset: Any) -> Kernel:
+    """Our kernel for the operation, else coremltools' own inference of its value. Raises UserError for control flow."""
+    if op.op_type in KERNELS:
+        return KERNELS[op.op_type]
+    if op.blocks:
+        raise UserError(
+            f"the MIL operation {op.op_type!r} ({op.name}) holds nested blocks, which the evaluator does not run",
+            hint="write the choice as arithmetic (torch.where, a mask) instead of Python control flow, and export again",
+        )
+    return _inferred(op, opset)
+
+
+def _inferred(op: Any, opset: Any) -> Kernel:
+    """A kernel that rebuilds the operation on constants, so that coremltools infers its value."""
+    kind, types = op.op_type, {name: _numpy_type(var) for name, var in op.inputs.items()}
+
+    def compute(args: Args) -> Tensor | tuple[Tensor, ...]:
+        from coremltools.converters.mil.mil import Builder, Function
+
+        given = {name: _native(value, types[name]) for name, value in args.values.items()}
+        with quiet(), Function({}, opset_version=opset):
+            built = getattr(Builder, kind)(**given)
+        values = [var.val for var in (built if isinstance(built, (list, tuple)) else (built,))]
+        if any(value is None for value in values):
+            raise UserError(
+                f"the MIL operation {kind!r} has no kernel here, and coremltools cannot compute its value",
+                hint="the package may be right, but it cannot be proven on this machine: replace the layer, or check it on a Mac",
+            )
+        return tuple(_tensor(_constant(value)) for value in values)
+
+    return compute
+
+
+def _numpy_type(var: Any) -> Any:
+    from coremltools.converters.mil.mil import types
+
+    first = var[0] if isinstance(var, (list, tuple)) else var
+    return None if first is None or _dtype(first) == "str" else types.nptype_from_builtin(first.dtype)
+
+
+def _native(value: Value, dtype: Any) -> Any:
+    """A value as coremltools' builder takes it."""
+    if isinstance(value, list):
+        return [_native(item, dtype) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    array = value.numpy().astype(dtype)
+    return array if array.ndim else dtype(array)

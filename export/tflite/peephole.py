@@ -1,0 +1,102 @@
+"""Clean-ups of a finished program that change no number: fused activations, merged reshapes, dead operators."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .ir import FREE, Op, Program, Tensor
+
+_FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+_TAKES_ACTIVATION = frozenset(
+    ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "DIV", "MAX_POOL_2D", "AVERAGE_POOL_2D"]
+)
+_MOVES = frozenset({"RESHAPE", "TRANSPOSE", "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "STRIDED_SLICE", "SQUEEZE", "EXPAND_DIMS"})
+"""Operators whose output holds nothing but entries of their first input."""
+
+
+def polish(program: Program) -> None:
+    """Apply every clean-up to the program, in place."""
+    _fuse_activations(program)
+    _merge_reshapes(program)
+    drop_dead(program)
+
+
+def _single(program: Program, readers: dict[Tensor, list[Op]], tensor: Tensor) -> bool:
+    """Whether exactly one operator reads a tensor and it is no output."""
+    return len(readers.get(tensor, ())) == 1 and tensor not in program.outputs.values()
+
+
+def _fuse_activations(program: Program) -> None:
+    """RELU, RELU6 and RELU_N1_TO_1 into the float operator before, also past operators that only move data."""
+    readers, writers = program.readers(), program.writers()
+    kept = []
+    for op in program.ops:
+        source = op.inputs[0] if op.kind in _FUSED else None
+        target = _takes(program, readers, writers, source) if source is not None else None
+        if source is None or target is None:
+            kept.append(op)
+            continue
+        target.options["fusedActivationFunction"] = _FUSED[op.kind]
+        before = writers[source]
+        before.outputs = [op.outputs[0]]
+        writers[op.outputs[0]] = before
+    program.ops = kept
+
+
+def _takes(program: Program, readers: dict[Tensor, list[Op]], writers: dict[Tensor, Op], tensor: Tensor) -> Op | None:
+    """The operator that can apply an activation to `tensor` itself, when nothing else sees what lies between."""
+    while tensor.dtype == np.float32 and _single(program, readers, tensor):
+        op = writers.get(tensor)
+        if op is None:
+            return None
+        if op.kind in _TAKES_ACTIVATION:
+            return None if op.options.get("fusedActivationFunction") else op
+        if op.kind not in _MOVES or op.inputs[0] is None:
+            return None
+        tensor = op.inputs[0]
+    return None
+
+
+def _merge_reshapes(program: Program) -> None:
+    """RESHAPE of a RESHAPE: the second alone, when its target is constant; SQUEEZE and EXPAND_DIMS before it vanish likewise."""
+    writers = program.writers()
+    for op in program.ops:
+        if op.kind != "RESHAPE" or "newShape" not in op.options:
+            continue
+        while (source := op.inputs[0]) is not None and (before := writers.get(source)) is not None:
+            if before.kind not in ("RESHAPE", "SQUEEZE", "EXPAND_DIMS"):
+                break
+            op.inputs[0] = before.inputs[0]
+    _drop_idle_reshapes(program)
+
+
+def _drop_idle_reshapes(program: Program) -> None:
+    """A RESHAPE to the shape that its input has already."""
+    alias: dict[Tensor, Tensor] = {}
+    kept = []
+    for op in program.ops:
+        op.inputs = [t if t is None else alias.get(t, t) for t in op.inputs]
+        source = op.inputs[0] if op.inputs else None
+        idle = (
+            op.kind == "RESHAPE"
+            and source is not None
+            and source.shape == op.outputs[0].shape
+            and source.shape.count(FREE) < 2
+            and op.outputs[0] not in program.outputs.values()
+        )
+        if idle and source is not None:
+            alias[op.outputs[0]] = source
+        else:
+            kept.append(op)
+    program.ops = kept
+
+
+def drop_dead(program: Program) -> None:
+    """Remove the operators that no output depends on."""
+    wanted = set(program.outputs.values())
+    kept = []
+    for op in reversed(program.ops):
+        if any(tensor in wanted for tensor in op.outputs):
+            wanted.update(t for t in op.inputs if t is not None)
+            kept.append(op)
+    program.ops = kept[::-1]

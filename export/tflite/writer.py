@@ -1,0 +1,193 @@
+"""The flatbuffer of a program: deduplicated aligned buffers, operator codes with the lowest versions, one signature."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from .ir import FREE, Op, Program, Tensor
+
+SCHEMA_VERSION = 3
+IDENTIFIER = b"TFL3"
+SIGNATURE = "serving_default"
+
+_TYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "float16": schema.TensorType.FLOAT16,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "uint8": schema.TensorType.UINT8,
+    "int8": schema.TensorType.INT8,
+    "bool": schema.TensorType.BOOL,
+}
+
+_OPTIONS = {
+    "CONV_2D": "Conv2D",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2D",
+    "TRANSPOSE_CONV": "TransposeConv",
+    "FULLY_CONNECTED": "FullyConnected",
+    "BATCH_MATMUL": "BatchMatMul",
+    "AVERAGE_POOL_2D": "Pool2D",
+    "MAX_POOL_2D": "Pool2D",
+    "MEAN": "Reducer",
+    "SUM": "Reducer",
+    "REDUCE_MAX": "Reducer",
+    "REDUCE_MIN": "Reducer",
+    "REDUCE_PROD": "Reducer",
+    "REDUCE_ANY": "Reducer",
+    "REDUCE_ALL": "Reducer",
+    "MAXIMUM": "MaximumMinimum",
+    "MINIMUM": "MaximumMinimum",
+    "PADV2": "PadV2",
+    "TOPK_V2": "TopKV2",
+}
+"""Where an operator's options table is not simply its name in camel case."""
+
+
+def to_bytes(program: Program, *, description: str, default: int = 1) -> bytes:
+    """The `.tflite` file of a program. A free dimension is stored as `default` beside its −1 in the shape signature."""
+    model = schema.ModelT()
+    model.version = SCHEMA_VERSION
+    model.description = description
+    model.buffers = [schema.BufferT()]
+    model.operatorCodes = []
+    model.metadata = []
+    indices: dict[Tensor, int] = {}
+    graph = schema.SubGraphT()
+    graph.name = "main"
+    graph.tensors = []
+    buffers: dict[bytes, int] = {}
+    for tensor in program.tensors():
+        indices[tensor] = len(graph.tensors)
+        graph.tensors.append(_tensor(tensor, _buffer(tensor, model, buffers), default))
+    graph.inputs = [indices[t] for t in program.inputs.values()]
+    graph.outputs = [indices[t] for t in program.outputs.values()]
+    codes: dict[tuple[str, int], int] = {}
+    graph.operators = [_operator(op, indices, model, codes) for op in program.ops]
+    model.subgraphs = [graph]
+    model.signatureDefs = [_signature(program, indices)]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(_pack(builder, model), IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _pack(builder: Any, model: Any) -> Any:
+    """The root table's offset, with every weight blob on a 16-byte boundary (what XNNPACK's loads and the schema ask for)."""
+    pack_vector = schema.BufferT.Pack
+
+    def pack(self: Any, target: Any) -> Any:
+        if self.data is None:
+            return pack_vector(self, target)
+        blob = np.ascontiguousarray(self.data, dtype=np.uint8).tobytes()
+        target.StartVector(1, len(blob), 16)
+        target.head = target.head - len(blob)
+        target.Bytes[target.head : target.head + len(blob)] = blob
+        data = target.EndVector()
+        schema.BufferStart(target)
+        schema.BufferAddData(target, data)
+        return schema.BufferEnd(target)
+
+    for buffer in model.buffers:
+        buffer.Pack = pack.__get__(buffer)
+    return model.Pack(builder)
+
+
+def _buffer(tensor: Tensor, model: Any, known: dict[bytes, int]) -> int:
+    """The index of the buffer that holds a constant's bytes; equal bytes share one buffer, and 0 is the empty buffer."""
+    if tensor.data is None:
+        return 0
+    blob = np.ascontiguousarray(tensor.data).tobytes()
+    key = hashlib.sha256(blob).digest()
+    if key not in known:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(blob, dtype=np.uint8)
+        known[key] = len(model.buffers)
+        model.buffers.append(buffer)
+    return known[key]
+
+
+def _tensor(tensor: Tensor, buffer: int, default: int) -> Any:
+    made = schema.TensorT()
+    made.name = tensor.name
+    made.type = _TYPES[str(np.dtype(tensor.dtype))]
+    made.shape = [default if d == FREE else d for d in tensor.shape]
+    made.shapeSignature = list(tensor.shape) if FREE in tensor.shape else None
+    made.buffer = buffer
+    made.hasRank = True
+    return made
+
+
+def _operator(op: Op, indices: dict[Tensor, int], model: Any, codes: dict[tuple[str, int], int]) -> Any:
+    key = (op.kind, lowest_version(op))
+    if key not in codes:
+        code = schema.OperatorCodeT()
+        code.builtinCode = getattr(schema.BuiltinOperator, op.kind)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = key[1]
+        codes[key] = len(model.operatorCodes)
+        model.operatorCodes.append(code)
+    made = schema.OperatorT()
+    made.opcodeIndex = codes[key]
+    made.inputs = [-1 if t is None else indices[t] for t in op.inputs]
+    made.outputs = [indices[t] for t in op.outputs]
+    name = _OPTIONS.get(op.kind, "".join(part.capitalize() for part in op.kind.split("_"))) + "Options"
+    if hasattr(schema, name + "T"):
+        table = getattr(schema, name + "T")()
+        for field, value in op.options.items():
+            if not hasattr(table, field):
+                raise AttributeError(f"{name} has no field {field}")
+            setattr(table, field, value)
+        made.builtinOptions = table
+        made.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+    return made
+
+
+def _signature(program: Program, indices: dict[Tensor, int]) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey = SIGNATURE
+    signature.subgraphIndex = 0
+    for field, tensors in (("inputs", program.inputs), ("outputs", program.outputs)):
+        maps = []
+        for name, tensor in tensors.items():
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, indices[tensor]
+            maps.append(entry)
+        setattr(signature, field, maps)
+    return signature
+
+
+def lowest_version(op: Op) -> int:
+    """The lowest operator version that has the features this (float, int32 or bool) operator uses, by LiteRT's op_version.cc."""
+    tensors = [t for t in op.inputs if t is not None]
+    rank = max((t.rank for t in tensors), default=0)
+    dtype = str(tensors[0].dtype) if tensors else "float32"
+    spread = rank > 4 and len({t.shape for t in tensors}) > 1
+    found = {
+        "CONV_2D": lambda: 6 if tensors[1].shape[3] != tensors[0].shape[3] else 1,
+        "DEPTHWISE_CONV_2D": lambda: 2 if (op.options["dilationHFactor"], op.options["dilationWFactor"]) != (1, 1) else 1,
+        "TRANSPOSE_CONV": lambda: 3 if len(op.inputs) == 4 else 1,
+        "FULLY_CONNECTED": lambda: 6 if len(tensors) == 2 else 5 if op.options.get("keepNumDims") else 1,
+        "GATHER": lambda: 5 if op.options.get("batchDims") else 3 if dtype == "bool" else 1,
+        "TRANSPOSE": lambda: 6 if rank > 5 else 4 if rank > 4 else 3 if dtype == "bool" else 1,
+        "SPLIT": lambda: 3 if str(tensors[1].dtype) == "int32" else 1,
+        "SIGN": lambda: 2 if dtype == "int32" else 1,
+        "SLICE": lambda: 5 if rank > 4 else 1,
+        "STRIDED_SLICE": lambda: 4 if tensors[0].rank > 4 else 3 if dtype == "bool" else 1,
+        "FLOOR_DIV": lambda: 2 if dtype == "float32" else 1,
+        "ABS": lambda: 5 if dtype == "int32" else 1,
+        "RESIZE_BILINEAR": lambda: 3 if op.options.get("halfPixelCenters") else 1,
+        "RESIZE_NEAREST_NEIGHBOR": lambda: 3 if op.options.get("halfPixelCenters") or op.options.get("alignCorners") else 1,
+        "MAXIMUM": lambda: 3 if spread else 1,
+        "MINIMUM": lambda: 3 if spread else 1,
+        "SUB": lambda: 3 if spread else 1,
+        "DIV": lambda: 2 if spread else 1,
+        "PAD": lambda: 4 if tensors[0].rank > 4 else 1,
+        "PADV2": lambda: 4 if tensors[0].rank > 4 else 1,
+        "FILL": lambda: 2 if str(tensors[-1].dtype) == "bool" else 1,
+        "BROADCAST_TO": lambda: 2,
+    }.get(op.kind)
+    return found() if found else 1

@@ -1,0 +1,166 @@
+"""One contract suite over every registered runtime, on tiny real models, and what is particular to each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from trimtab.devices.runtime import RejectedError, fitting, require, runtimes, why_none
+from trimtab.export.manifest import UserError, load_artifact
+
+NAMES = runtimes.names()
+
+
+@pytest.fixture
+def load(onnx_folder, tflite_folder):
+    """Loads a tiny artifact of the runtime's first format: (session, golden inputs, golden outputs)."""
+
+    def loader(name, threads=1, batch=2, **options):
+        card = runtimes.entry(name).card
+        if gone := card.missing():
+            pytest.skip(f"{card.title} is not installed ({', '.join(gone)}): {card.install}")
+        folder = onnx_folder(f"for-{name}") if "onnx" in card.formats else tflite_folder(f"for-{name}")
+        artifact = load_artifact(folder)
+        stored = np.load(folder / "golden.npz", allow_pickle=False)
+        inputs = {key[6:]: stored[key] for key in stored if key.startswith("input:")}
+        outputs = {key[7:]: stored[key] for key in stored if key.startswith("output:")}
+        shapes = {key: (batch, *value.shape[1:]) for key, value in inputs.items()}
+        path = artifact.path(folder)
+        session = require(name).load(path, artifact.contract, shapes=shapes, threads=threads, options=card.complete(options))
+        return session, inputs, outputs
+
+    return loader
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_those_of_an_independent_evaluator(name, load):
+    session, inputs, outputs = load(name)
+    got = session.run(inputs)
+    assert set(got) == set(outputs)
+    for key, want in outputs.items():
+        # float32 sums of up to 27·64 terms of order 1 in another order
+        np.testing.assert_allclose(got[key], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_batch_than_it_was_loaded_for_runs_too(name, load):
+    session, inputs, outputs = load(name, batch=1)
+    (key,), (out,) = inputs, outputs
+    got = session.run({key: inputs[key][1:]})
+    np.testing.assert_allclose(got[out], outputs[out][1:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(session.run(inputs)[out], outputs[out], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bound_call_computes_every_time_from_the_bound_inputs(name, load):
+    session, inputs, outputs = load(name)
+    call = session.bind(inputs)
+    for _ in range(3):
+        call()
+    (out,) = outputs
+    np.testing.assert_allclose(session.run(inputs)[out], outputs[out], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_describes_what_is_in_force(name, load):
+    facts = load(name)[0].describe()
+    assert facts.runtime == name
+    assert facts.version == require(name).version()
+    assert facts.threads == 1
+    assert facts.provider
+    assert facts.timed_region
+    assert not facts.reduced_precision
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_unknown_options_with_a_hint(name):
+    card = runtimes.entry(name).card
+    option, choices = next(iter(card.options.items()))
+    assert card.complete({}) == {key: values[0] for key, values in card.options.items()}
+    assert card.complete({option: choices[-1]})[option] == choices[-1]
+    with pytest.raises(UserError, match=f"has no option '{option}s'") as caught:
+        card.complete({option + "s": "x"})
+    assert option in caught.value.hint
+    with pytest.raises(UserError, match=f"option {option} cannot be 'x'") as caught:
+        card.complete({option: "x"})
+    assert caught.value.hint == "one of " + ", ".join(choices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rejects_a_corrupt_file_by_name_without_its_path(name, load, tmp_path, onnx_folder):
+    session, inputs, _ = load(name)
+    broken = tmp_path / "broken.bin"
+    broken.write_bytes(b"\x07not a model" * 20)
+    shapes = {key: value.shape for key, value in inputs.items()}
+    card = runtimes.entry(name).card
+    with pytest.raises(RejectedError, match=f"{name} rejects broken.bin: .+") as caught:
+        require(name).load(broken, session.contract, shapes=shapes, threads=1, options=card.complete({}))
+    assert str(tmp_path) not in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rejects_inputs_the_model_cannot_take(name, load):
+    session, inputs, _ = load(name)
+    (key,) = inputs
+    wrong = np.zeros((2, 5, *inputs[key].shape[2:]), np.float32)
+    with pytest.raises(RejectedError, match=f"{name} rejects"):
+        session.run({key: wrong})
+    with pytest.raises(RejectedError, match=f"{name} rejects"):
+        session.bind({key: wrong})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rejects_a_contract_that_names_other_tensors(name, load):
+    session, inputs, _ = load(name)
+    spec = session.contract.outputs[0]
+    other = session.contract.model_copy(update={"outputs": (spec.model_copy(update={"name": "elsewhere"}),)})
+    shapes = {key: value.shape for key, value in inputs.items()}
+    options = runtimes.entry(name).card.complete({})
+    with pytest.raises(RejectedError, match=f"it has no output elsewhere; it has .*{spec.name}"):
+        require(name).load(session.path, other, shapes=shapes, threads=1, options=options)
+
+
+def test_openvino_computes_in_f32_unless_asked_otherwise(load):
+    facts = load("openvino")[0].describe()
+    assert facts.hints["inference_precision"] == "f32"
+    assert facts.hints["num_streams"] == "1"
+
+
+def test_openvino_says_when_bfloat16_is_in_force(load):
+    facts = load("openvino", precision="bf16")[0].describe()
+    if facts.hints["inference_precision"] != "bf16":
+        pytest.skip("this CPU has no bfloat16, so OpenVINO keeps " + facts.hints["inference_precision"])
+    assert facts.reduced_precision
+
+
+def test_litert_names_its_delegate_and_does_without(load):
+    assert load("litert")[0].describe().provider == "XNNPACK"
+
+
+def test_litert_without_the_delegate(load):
+    facts = load("litert", delegate="none")[0].describe()
+    assert (facts.provider, facts.hints["delegate_partitions"]) == ("builtin kernels", "0")
+
+
+def test_onnxruntime_tells_its_optimisation_level(load):
+    assert load("onnxruntime", graph_optimizations="off")[0].describe().hints["graph_optimizations"] == "off"
+
+
+def test_unknown_runtime():
+    with pytest.raises(UserError, match="unknown runtime 'onnxruntine'") as caught:
+        require("onnxruntine")
+    assert caught.value.hint == "did you mean 'onnxruntime'?"
+
+
+def test_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="OpenVINO needs openvino, not installed") as caught:
+        require("openvino")
+    assert caught.value.hint == "pip install 'trimtab[openvino]'"
+
+
+def test_formats_and_the_reason_for_none():
+    assert fitting("onnx") == ["onnxruntime", "openvino"]
+    assert fitting("coreml") == []
+    assert "Apple" in why_none("coreml")
+    assert why_none("abc") == "no runtime here runs 'abc' files; they run onnx, tflite"
