@@ -50,8 +50,13 @@ def start_up(rounds: int, seed: int) -> dict:
         low, middle, high = statistics.quantiles(ratios, n=4)
         return {"median": middle, "q1": low, "q3": high}
 
-    return {"rounds": rounds, "help_over_bare": ratio("help", "bare"), "aa": ratio("bare again", "bare"),
-            "bare_ms": 1e3 * statistics.median(s["bare"] for s in samples), "goal": 12}
+    return {
+        "rounds": rounds,
+        "help_over_bare": ratio("help", "bare"),
+        "aa": ratio("bare again", "bare"),
+        "bare_ms": 1e3 * statistics.median(s["bare"] for s in samples),
+        "goal": 12,
+    }
 
 
 def demo(seed: int, folder: Path) -> dict:
@@ -86,7 +91,9 @@ def demo(seed: int, folder: Path) -> dict:
             }
             for a in run["artifacts"]
         ],
-        "latency": [{k: m[k] for k in ("runtime", "label", "p50_ms", "p90_ms", "p99_ms")} for m in run["profile"]["measurements"]],
+        "latency": [
+            {k: m[k] for k in ("runtime", "label", "p50_ms", "p90_ms", "p99_ms")} for m in run["profile"]["measurements"]
+        ],
         "comparisons": run["profile"]["comparisons"],
     }
 
@@ -99,8 +106,13 @@ def main() -> None:
     parser.add_argument("--only", default="start,demo")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results.update(command="python benchmarks/spine.py " + " ".join(sys.argv[1:]), host={"cpu": str(cpu_model().value)},
-                   versions=tool_versions(("torch", "torch-pruning", "accelerate", "onnxruntime", "ai-edge-litert", "openvino", "coremltools")))
+    results.update(
+        command="python benchmarks/spine.py " + " ".join(sys.argv[1:]),
+        host={"cpu": str(cpu_model().value)},
+        versions=tool_versions(
+            ("torch", "torch-pruning", "accelerate", "onnxruntime", "ai-edge-litert", "openvino", "coremltools")
+        ),
+    )
     if "start" in options.only:
         results["start"] = start_up(options.rounds, seed=0)
         files.write_json(RESULTS, results)

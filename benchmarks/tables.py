@@ -71,8 +71,10 @@ def artifact_table() -> str:
     for name, found in by_name.items():
         verdicts = "proven" if all(a["status"] == "accepted" for a in found) else "rejected"
         size = max(a["size_bytes"] for a in found) / 1e3
-        rows.append(f"| {name} | {size:.0f} kB | {min(a['sqnr_db'] for a in found):.1f} dB | {100 * min(a['top1_agreement'] for a in found):.1f} % "
-                    f"| {found[0]['evaluator']} | {verdicts} |")
+        rows.append(
+            f"| {name} | {size:.0f} kB | {min(a['sqnr_db'] for a in found):.1f} dB | {100 * min(a['top1_agreement'] for a in found):.1f} % "
+            f"| {found[0]['evaluator']} | {verdicts} |"
+        )
     return "\n".join(rows)
 
 
@@ -81,12 +83,16 @@ def speed_table() -> str:
     spine, training = load("spine"), load("training")
     runs, start = spine["demo"], spine["start"]
     rows = ["| what | measured | goal |", "|---|---:|---:|"]
-    rows.append(f"| `trimtab demo`, fresh, 2 cores | {max(r['fresh_s'] for r in runs):.0f} s (slowest of {len(runs)}) | ≤ 240 s |")
+    rows.append(
+        f"| `trimtab demo`, fresh, 2 cores | {max(r['fresh_s'] for r in runs):.0f} s (slowest of {len(runs)}) | ≤ 240 s |"
+    )
     rows.append(f"| … its peak memory | {max(r['peak_bytes'] for r in runs) / 2**30:.2f} GiB | ≤ 4 GiB |")
     rows.append(f"| … a second time, everything cached | {max(r['again_s'] for r in runs):.1f} s | ≤ 10 s |")
     ratio = start["help_over_bare"]
-    rows.append(f"| `trimtab --help` over a bare interpreter start | {ratio['median']:.1f}× ({ratio['q1']:.1f}–{ratio['q3']:.1f}; "
-                f"A/A {start['aa']['median']:.2f}) | ≤ {start['goal']}× |")
+    rows.append(
+        f"| `trimtab --help` over a bare interpreter start | {ratio['median']:.1f}× ({ratio['q1']:.1f}–{ratio['q3']:.1f}; "
+        f"A/A {start['aa']['median']:.2f}) | ≤ {start['goal']}× |"
+    )
     rows += training_rows(training)
     return "\n".join(rows)
 
@@ -94,9 +100,14 @@ def speed_table() -> str:
 def training_rows(training: dict) -> list[str]:
     """The training engine's step against a hand-written loop, and distillation with cached against live teacher outputs."""
     rows = []
-    for key, name in (("engine", "training step over a hand-written torch loop"), ("cache", "distillation step, cached over live teacher (ResNet-56 → ResNet-20)")):
+    for key, name in (
+        ("engine", "training step over a hand-written torch loop"),
+        ("cache", "distillation step, cached over live teacher (ResNet-56 → 20)"),
+    ):
         part = training[key]
-        rows.append(f"| {name} | {part['median']:.3f} ({part['q1']:.3f}–{part['q3']:.3f}; A/A {part['aa']:.3f}) | ≤ {part['goal']} |")
+        rows.append(
+            f"| {name} | {part['median']:.3f} ({part['q1']:.3f}–{part['q3']:.3f}; A/A {part['aa']:.3f}) | ≤ {part['goal']} |"
+        )
     return rows
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
 from trimtab import __version__
 from trimtab.devices import conditions
 from trimtab.devices.intervals import paired_ratio

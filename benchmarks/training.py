@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import nn
+
 from trimtab.compress.distill.cache import LogitTable, cache_key, cached_logits
 from trimtab.compress.distill.method import DistillConfig, mixed_objective
 from trimtab.compress.distill.teacher import Teacher

@@ -80,7 +80,7 @@ class ConsoleProgress:
             TextColumn("{task.fields[figures]}"),
         )
         with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(label, total=total, completed=done, unit=unit, rate="", figures="")
+            task = bars.add_task(label, total=total, completed=round(done), unit=unit, rate="", figures="")
             yield _BarMeter(bars, task, unit, done)
 
 

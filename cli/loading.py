@@ -210,7 +210,7 @@ def contract_for(module: Any, name: str, task: Task | None, size: str | None) ->
     import torch
 
     from .models.architectures import architectures
-    from .models.contract import Contract, TensorSpec
+    from .models.contract import Contract, Layout, TensorSpec
     from .models.outputs import require_tensor
 
     if task is not None:
@@ -242,7 +242,7 @@ def contract_for(module: Any, name: str, task: Task | None, size: str | None) ->
                 hint="--model-arg num_classes=…, or other data",
             )
         return task.contract
-    layout = {4: "NCHW", 2: "NC"}.get(returned.ndim, "other")
+    layout: Layout = "NCHW" if returned.ndim == 4 else "NC" if returned.ndim == 2 else "other"
     outputs = (TensorSpec(name="output", shape=("N", *returned.shape[1:]), layout=layout),)
     return Contract(inputs=(spec,), outputs=outputs)
 

@@ -200,5 +200,4 @@ def _conditions(c: Conditions) -> list[tuple[str, str]]:
 def _reading(reading: Reading) -> str:
     if reading.value is None:
         return f"not known ({reading.reason})"
-    value = significant(reading.value, 4) if isinstance(reading.value, float) else reading.value
-    return f"{value} {reading.unit}".strip()
+    return f"{plain(reading.value)} {reading.unit}".strip()

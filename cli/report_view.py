@@ -61,7 +61,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class StepView:
-    """A step: flat facts for lists, long values as JSON text, training curves."""
+    """A step: flat facts for lists, long values as preformatted text, training curves."""
 
     step: StepRecord
     config: tuple[tuple[str, str], ...]
@@ -225,12 +225,19 @@ def _step(step: StepRecord, index: int) -> StepView:
         step=step,
         config=tuple((key, plain(value)) for key, value in step.config.items() if key != "kind"),
         figures=tuple((key, _figure(value)) for key, value in figures.items() if key not in long),
-        long=tuple((key, json.dumps(value, indent=1, default=str)) for key, value in long.items()),
+        long=tuple((key, _listing(value)) for key, value in long.items()),
         curves=tuple(
             plots.curve(xs, ys, name=f"step-{index}-curve-{i}", y_label=label, alt=_say_curve(label, xs, ys))
             for i, (label, (xs, ys)) in enumerate(_curves(step.figures.get("history")).items())
         ),
     )
+
+
+def _listing(value: Any) -> str:
+    """A line an entry for a mapping, indented JSON for anything else."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {plain(item)}" for key, item in value.items())
+    return json.dumps(value, indent=1, default=str)
 
 
 def _figure(value: Any) -> str:

@@ -104,7 +104,7 @@ def evaluate(
         metrics = evaluate_artifact(target, task, limit=limit)
     else:
         with ExitStack() as stack:
-            bundle, task = open_network(
+            bundle, own = open_network(
                 target,
                 stack,
                 model=model,
@@ -116,7 +116,7 @@ def evaluate(
                 skip_bad=skip_bad,
                 data_args=data_args,
             )
-            metrics = evaluate_module(bundle, require_task(task, "evaluate"), limit=limit)
+            metrics = evaluate_module(bundle, require_task(own, "evaluate"), limit=limit)
     output.table("", ("metric", ">value"), [(name, f"{value:.4f}") for name, value in metrics.items()])
     output.result(metrics)
 

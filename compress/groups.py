@@ -123,11 +123,13 @@ def _read(graph: Any, handle: Any, names: dict[nn.Module, str]) -> ChannelGroup:
             continue  # concat, split, add …: index plumbing without weights
         out = graph.is_out_channel_pruning_fn(dep.handler)
         if isinstance(target, nn.Parameter):
-            path, side, dim = graph._param_to_name[target], "param", dep.target.pruning_dim
+            path, dim = graph._param_to_name[target], dep.target.pruning_dim
+            side: Side = "param"
             size = target.shape[dim]
         else:
             pruner = graph.get_pruner_of_module(target)
-            path, side, dim = names[target], "out" if out else "in", 0
+            path, dim = names[target], 0
+            side = "out" if out else "in"
             size = (pruner.get_out_channels if out else pruner.get_in_channels)(target)
             blocks = math.lcm(blocks, _blocks(target))
         members.append(Member(path, type(target).__name__, side, size, tuple(item.idxs), tuple(item.root_idxs), dim))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,10 +10,12 @@ from ..models.errors import UserError
 from .method import Context, MethodCard, MethodConfig, Result, register_method
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..models.surgery import SurgeryPlan
     from ..models.tasks.task import Task
+    from .allocate import Target
+    from .cost import Cost
     from .groups import Analysis
 
 TOLERANCE = 0.02
@@ -42,6 +44,11 @@ class StructuredConfig(MethodConfig):
     keep: tuple[str, ...] = Field((), description="module names that stay whole")
     taylor_images: int = Field(512, ge=1, description="training images whose gradients the Taylor criterion sums")
 
+    @property
+    def target(self) -> tuple[float, Target]:
+        """The ratio to reach, and the quantity it is of."""
+        return (self.mac_ratio, "macs") if self.mac_ratio is not None else (self.param_ratio or 1.0, "params")
+
     @model_validator(mode="after")
     def _one_target(self) -> StructuredConfig:
         if (self.mac_ratio is None) == (self.param_ratio is None):
@@ -62,7 +69,7 @@ class StructuredConfig(MethodConfig):
     ),
 )
 def apply(module: nn.Module, task: Task | None, config: StructuredConfig, context: Context) -> Result:
-    """The module cut to the target ratio (within 2 points of the dense cost, below it where the grid allows), its plan, and what could not be cut.
+    """The module cut to its target (within 2 points of the dense cost, below it where the grid allows), and what could not be cut.
 
     Raises UserError when nothing can be cut, the target is out of reach, or Taylor scores are asked without data.
     """
@@ -78,7 +85,7 @@ def apply(module: nn.Module, task: Task | None, config: StructuredConfig, contex
         torch.from_numpy(v) for v in context.parent.contract.random_inputs(_smallest(context), seed=context.seed).values()
     ]
     dense = count(module, inputs)
-    ratio, quantity = (config.mac_ratio, "macs") if config.mac_ratio is not None else (config.param_ratio, "params")
+    ratio, quantity = config.target
     plan, analysis = SurgeryPlan(), analyse(module, inputs, keep=config.keep)
     with context.progress.meter("prune", config.iterations, "step") as meter:
         for i in range(config.iterations):
@@ -100,10 +107,10 @@ def _cut(
     task: Task | None,
     config: StructuredConfig,
     context: Context,
-    inputs: list,
+    inputs: list[Tensor],
     *,
     goal: float,
-    quantity: str,
+    quantity: Target,
 ) -> SurgeryPlan:
     """One round of scoring and cutting, in place: the plan that brings `quantity` down to `goal`.
 
@@ -154,9 +161,7 @@ def _cut(
     )
 
 
-def _figures(
-    config: StructuredConfig, dense: object, pruned: object, plan: SurgeryPlan, analysis: Analysis
-) -> dict[str, object]:
+def _figures(config: StructuredConfig, dense: Cost, pruned: Cost, plan: SurgeryPlan, analysis: Analysis) -> dict[str, Any]:
     """What the step reports: ratios reached, widths layer by layer, and the layers left whole with their reasons."""
     return {
         "macs_before": dense.macs,

@@ -200,6 +200,14 @@ class AAPair(_Frozen):
         """How far from 1 this pair's 95 % interval reaches, as a fraction: smaller differences prove nothing here."""
         return self.ratio.reach
 
+    @model_validator(mode="after")
+    def _paired(self) -> AAPair:
+        if not sum(self.sittings) == len(self.baseline_ns) == len(self.twin_ns):
+            raise ValueError(
+                f"{len(self.baseline_ns)} and {len(self.twin_ns)} samples of {sum(self.sittings)} rounds are no pairs"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _drop_derived(cls, data: Any) -> Any:

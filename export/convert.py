@@ -72,7 +72,7 @@ def module_source(
     from ..models.outputs import entries
     from .onnx import to_graph
 
-    module = module.eval().to(memory_format=torch.contiguous_format)
+    module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
     dims = {s: 2 if s == "N" else 64 for s in contract.symbols}
     example = tuple(torch.from_numpy(v) for v in contract.random_inputs(dims, seed=seed).values())
 

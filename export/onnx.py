@@ -38,7 +38,7 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
             torch.onnx.export(
                 module.eval(),
                 example,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # torch's own annotation forgets that it takes a file object
                 opset_version=OPSET,
                 input_names=[s.name for s in contract.inputs],
                 output_names=[s.name for s in contract.outputs],

@@ -18,6 +18,10 @@ FLOAT = np.dtype("float32")
 BOOL = np.dtype("bool")
 
 
+_SHOWN = 30
+"""How many operators an error lists: a quantised graph would fill the screen."""
+
+
 def held_as(dtype: np.dtype) -> np.dtype:
     """The dtype inside a TFLite program: floats are float32 and integers int32, since few kernels take anything else."""
     dtype = np.dtype(dtype)
@@ -254,7 +258,8 @@ def signature(probe: np.ndarray) -> tuple[int, ...]:
 
 def refusal(failures: Sequence[str]) -> UserError:
     """The one error for everything in a network that TFLite cannot hold."""
-    lines = "".join(f"\n  - {line}" for line in failures)
+    lines = "".join(f"\n  - {line}" for line in failures[:_SHOWN])
+    lines += f"\n  - and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
     count = "1 operator" if len(failures) == 1 else f"{len(failures)} operators"
     return UserError(
         f"TFLite cannot hold {count} of this network:{lines}",

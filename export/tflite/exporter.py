@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from ...models import files
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
 from ..exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
-
-if TYPE_CHECKING:
-    import onnx
 
 CARD = ExporterCard(
     title="TFLite",
@@ -45,11 +42,12 @@ class TFLiteExporter:
         if request.graph is None:
             raise UserError("TFLite is written from an ONNX graph and none was given", hint="export the module to ONNX first")
         from .model import build
-        from .writer import SCHEMA_VERSION, to_bytes
+        from .sizes import with_sizes
+        from .writer import SCHEMA_VERSION
 
         contract = nhwc(request.contract)
         program = build(request.graph, contract)
-        files.write_bytes(request.out, to_bytes(program, description="trimtab", default=1))
+        files.write_bytes(request.out, with_sizes(program, description="trimtab"))
         version = importlib.metadata.version("ai-edge-litert")
         return Exported(
             contract=contract,
@@ -129,11 +127,3 @@ class _Session:
         if name not in tensors:
             raise UserError(f"{self.path} needs the input {name!r}, not given", hint="pass every input of the contract")
         return np.asarray(tensors[name], dtype=self.specs[name].dtype, order="C")
-
-
-def convert(model: onnx.ModelProto, contract: Contract) -> bytes:
-    """The `.tflite` bytes of an ONNX model; `contract` is the model's own (NCHW images)."""
-    from .model import build
-    from .writer import to_bytes
-
-    return to_bytes(build(model, nhwc(contract)), description="trimtab")

@@ -83,8 +83,21 @@ def _affine_of(edit: Editor, node: Node, source: Node, channels: int) -> tuple[A
         if len(arrays) < 4 or node.attr("training_mode", 0) or len(node.outputs) > 1:
             return None
         return affine(arrays[0], arrays[1], arrays[2], arrays[3], float(node.attr("epsilon", 1e-5)))
-    if node.op not in ("Mul", "Add", "Sub", "Div"):
+    vector = _per_channel(edit, node, source, channels) if node.op in ("Mul", "Add", "Sub", "Div") else None
+    if vector is None:
         return None
+    first = node.inputs[0] == source.outputs[0]
+    if node.op == "Div":
+        return (1 / vector, 0.0) if first and np.all(vector != 0) else None
+    return {
+        "Mul": (vector, 0.0),
+        "Add": (1.0, vector),
+        "Sub": (1.0, -vector) if first else (-1.0, vector),
+    }[node.op]
+
+
+def _per_channel(edit: Editor, node: Node, source: Node, channels: int) -> np.ndarray | None:
+    """The constant operand of an element-wise node as one number, or one per output channel of its layer; else None."""
     first = node.inputs[0] == source.outputs[0]
     number = edit.const(node.inputs[1 if first else 0])
     shape, out = edit.probe(source.outputs[0]), edit.probe(node.outputs[0])
@@ -94,14 +107,7 @@ def _affine_of(edit: Editor, node: Node, source: Node, channels: int) -> tuple[A
     wide = np.reshape(number, [1] * (shape.shape[1] - number.ndim) + list(number.shape))
     if number.size not in (1, channels) or wide.shape[axis] != number.size:
         return None
-    vector = wide.reshape(-1).astype(np.float64)
-    if node.op == "Mul":
-        return vector, 0.0
-    if node.op == "Add":
-        return 1.0, vector
-    if node.op == "Sub":
-        return (1.0, -vector) if first else (-1.0, vector)
-    return (1 / vector, 0.0) if first and np.all(vector != 0) else None
+    return wide.reshape(-1).astype(np.float64)
 
 
 def _scale_outputs(node: Node, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:

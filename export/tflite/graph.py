@@ -149,7 +149,7 @@ def _inputs(
         if not value.type.HasField("tensor_type") or not kind.HasField("shape"):
             raise UserError(f"the input {value.name!r} of the ONNX model has no tensor shape", hint="export it with shapes")
         shapes[value.name] = tuple(
-            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or f"{value.name}_{axis}"
             for axis, dim in enumerate(kind.shape.dim)
         )
         dtypes[value.name] = dtype_of(kind.elem_type)

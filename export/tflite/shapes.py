@@ -13,9 +13,10 @@ from ...models.errors import UserError
 from .graph import Graph, Node, dtype_of
 from .registry import shape_rules
 
-_BATCH = (2, 3, 5)
-_SPACE = ((1344, 1920, 1347), (1728, 2240, 1733), (1152, 1408, 1155), (1600, 1984, 1603))
-"""Two aligned sizes (multiples of 32) that any network takes, then one that is not: it tells `H` from `32·⌊H/32⌋`."""
+_BATCH = (2, 3, 5, 1)
+_SPACE = ((1344, 1920, 1347, 64), (1728, 2240, 1733, 96), (1152, 1408, 1155, 80), (1600, 1984, 1603, 112))
+"""Two aligned sizes (multiples of 32) that any network takes; then one that is not, which tells `H` from `32·⌊H/32⌋`, and a
+small one, which tells a fixed size from one that was clamped. The last two are left out where the network fails at them."""
 
 _NOT_FOLDED = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
 _DATA_LIMIT = 4096
@@ -51,7 +52,7 @@ def infer(graph: Graph) -> None:
 
 
 def _probes(graph: Graph) -> list[dict[str, int]]:
-    """Sizes for the free dimensions: aligned, all other aligned, one row per symbol changed alone, and odd ones."""
+    """Sizes for the free dimensions: aligned, all other aligned, one row per symbol changed alone, odd ones, small ones."""
     axes: dict[str, int] = {}
     for shape in graph.inputs.values():
         for axis, dim in enumerate(shape):
@@ -66,7 +67,7 @@ def _probes(graph: Graph) -> list[dict[str, int]]:
     rows = [{symbol: sizes[k] for symbol, sizes in table.items()} for k in (0, 1)]
     if len(table) > 1:
         rows += [{s: sizes[s == changed] for s, sizes in table.items()} for changed in table]
-    return [*rows, {symbol: sizes[2] for symbol, sizes in table.items()}]
+    return [*rows, *({symbol: sizes[k] for symbol, sizes in table.items()} for k in (2, 3))]
 
 
 def _fold_static(graph: Graph) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ...models.errors import UserError
 from .ir import FREE, Op, Program, Tensor
 
 SCHEMA_VERSION = 3
 IDENTIFIER = b"TFL3"
 SIGNATURE = "serving_default"
+LIMIT = 2**31 - 2**20
 
 _TYPES = {
     "float32": schema.TensorType.FLOAT32,
@@ -48,8 +51,22 @@ _OPTIONS = {
 """Where an operator's options table is not simply its name in camel case."""
 
 
-def to_bytes(program: Program, *, description: str, default: int = 1) -> bytes:
-    """The `.tflite` file of a program. A free dimension is stored as `default` beside its −1 in the shape signature."""
+_CAST = {"float16": 5, "int8": 3}
+"""The lowest CAST version per dtype on either side."""
+
+
+def to_bytes(program: Program, *, description: str, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
+    """The `.tflite` file of a program.
+
+    Tensors with free dimensions carry −1 in their shape signature, and beside it the concrete shape in `shapes` (in the
+    order of `program.tensors()`), else 1. Raises UserError above 2 GB, which a flatbuffer cannot address.
+    """
+    size = sum(t.data.nbytes for t in program.tensors() if t.data is not None)
+    if size >= LIMIT:
+        raise UserError(
+            f"the network's constants take {size / 1e9:.2f} GB and a TFLite file holds 2 GB",
+            hint="compress it first, or use ONNX",
+        )
     model = schema.ModelT()
     model.version = SCHEMA_VERSION
     model.description = description
@@ -61,9 +78,10 @@ def to_bytes(program: Program, *, description: str, default: int = 1) -> bytes:
     graph.name = "main"
     graph.tensors = []
     buffers: dict[bytes, int] = {}
-    for tensor in program.tensors():
-        indices[tensor] = len(graph.tensors)
-        graph.tensors.append(_tensor(tensor, _buffer(tensor, model, buffers), default))
+    for number, tensor in enumerate(program.tensors()):
+        indices[tensor] = number
+        shape = shapes[number] if number < len(shapes) else ()
+        graph.tensors.append(_tensor(tensor, _buffer(tensor, model, buffers), shape))
     graph.inputs = [indices[t] for t in program.inputs.values()]
     graph.outputs = [indices[t] for t in program.outputs.values()]
     codes: dict[tuple[str, int], int] = {}
@@ -110,11 +128,12 @@ def _buffer(tensor: Tensor, model: Any, known: dict[bytes, int]) -> int:
     return known[key]
 
 
-def _tensor(tensor: Tensor, buffer: int, default: int) -> Any:
+def _tensor(tensor: Tensor, buffer: int, shape: tuple[int, ...]) -> Any:
     made = schema.TensorT()
     made.name = tensor.name
     made.type = _TYPES[str(np.dtype(tensor.dtype))]
-    made.shape = [default if d == FREE else d for d in tensor.shape]
+    fits = len(shape) == tensor.rank
+    made.shape = [d if d != FREE else shape[i] if fits else 1 for i, d in enumerate(tensor.shape)]
     made.shapeSignature = list(tensor.shape) if FREE in tensor.shape else None
     made.buffer = buffer
     made.hasRank = True
@@ -189,5 +208,6 @@ def lowest_version(op: Op) -> int:
         "PADV2": lambda: 4 if tensors[0].rank > 4 else 1,
         "FILL": lambda: 2 if str(tensors[-1].dtype) == "bool" else 1,
         "BROADCAST_TO": lambda: 2,
+        "CAST": lambda: max(_CAST.get(str(t.dtype), 1) for t in (*tensors, *op.outputs)),
     }.get(op.kind)
     return found() if found else 1

@@ -172,7 +172,8 @@ def test_a_narrow_terminal_stays_readable(trained):
 
 def test_train_compress_export_evaluate_profile(cli, trained, tmp_path):
     (tmp_path / "r.toml").write_text(
-        'format = 1\n[[step]]\nkind = "structured"\nmac_ratio = 0.6\n[[step]]\nkind = "distill"\nepochs = 3\namp = "off"\ncache_teacher = true\n'
+        'format = 1\n[[step]]\nkind = "structured"\nmac_ratio = 0.6\n[[step]]\n'
+        'kind = "distill"\nepochs = 3\namp = "off"\ncache_teacher = true\n'
     )
     code, out, err = cli("compress", trained, "--recipe", "r.toml", "-o", "small")
     assert code == 0, err

@@ -49,7 +49,7 @@ def silenced(module, plan):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: UserNet(),
+        UserNet,
         lambda: architectures.get("resnet20")(num_classes=10),
         lambda: architectures.get("mobilenet_v2")(num_classes=10, width=0.5),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from trimtab.export.manifest import GOLDEN, MANIFEST, Artifact, Contract, Parity, TensorSpec, write_json
 from trimtab.models import files
 

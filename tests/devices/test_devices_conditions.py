@@ -6,6 +6,7 @@ import platform
 
 import numpy as np
 import pytest
+
 from trimtab.devices import conditions, doctor, memory, runtimes_openvino
 from trimtab.devices.device import DeviceCard, devices
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import quantile_test
+
 from trimtab.devices.intervals import FEWEST, median_interval, paired_ratio, relative_precision
 
 

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+
 from trimtab.devices import conditions
 from trimtab.devices.measurement import ProfileResult, Reading
 from trimtab.devices.profile import profile
@@ -73,6 +74,18 @@ def test_a_file_whose_figures_contradict_its_samples_is_refused(onnx_folder, tmp
     data["measurements"][0]["p50_ms"] /= 2
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"p50_ms .* does not follow from the samples"):
+        ProfileResult.read_json(path)
+    data["measurements"][0]["p50_ms"] *= 2
+    data["aa"][0]["twin_ns"].pop()
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="rounds are no pairs"):
+        ProfileResult.read_json(path)
+    data["measurements"][0]["sittings"][0] += 1
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"do not make \d+ samples"):
+        ProfileResult.read_json(path)
+    path.write_text(json.dumps({"schema_version": 2}))
+    with pytest.raises(UserError, match="is not a profile of this version"):
         ProfileResult.read_json(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from trimtab.devices.runtime import RejectedError, fitting, require, runtimes, why_none
 from trimtab.export.manifest import UserError, load_artifact
 

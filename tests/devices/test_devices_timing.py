@@ -9,6 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
+
 from trimtab.devices import timing
 from trimtab.devices.intervals import paired_ratio, relative_precision
 from trimtab.devices.measurement import is_significant

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from trimtab.export.coreml import CARD, CoremlExporter
 from trimtab.export.exporter import ExportRequest, exporters
 from trimtab.models.contract import Contract, TensorSpec

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
 from trimtab.models.contract import Contract, TensorSpec
 from trimtab.models.errors import UserError
 
@@ -14,6 +15,7 @@ ct = pytest.importorskip("coremltools", reason="the Core ML evaluator needs core
 import coremltools.optimize.coreml as cto  # noqa: E402
 from coremltools.converters.mil.mil import Builder as mb  # noqa: E402, N813
 from coremltools.converters.mil.mil import types  # noqa: E402
+
 from trimtab.export.coreml import CoremlExporter, operations  # noqa: E402
 from trimtab.export.coreml_eval import evaluate, load_program  # noqa: E402
 from trimtab.export.coreml_ops import KERNELS  # noqa: E402

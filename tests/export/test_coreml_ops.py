@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from trimtab.models.errors import UserError
 
 ct = pytest.importorskip("coremltools", reason="the Core ML evaluator needs coremltools (pip install 'trimtab[coreml]')")
 
 from coremltools.converters.mil.mil import Builder, Function  # noqa: E402
+
 from trimtab.export import coreml_eval  # noqa: E402, F401  (its import files the kernels)
 from trimtab.export.coreml_ops import KERNELS, Args  # noqa: E402
 

@@ -36,7 +36,7 @@ def test_a_factory_that_fails_is_explained(user_net, factory, kwargs, message):
 
 def test_a_file_that_fails_to_import_is_explained(tmp_path):
     (tmp_path / "bad.py").write_text("import no_such_thing\n")
-    with pytest.raises(UserError, match="importing .*bad.py failed: ModuleNotFoundError"):
+    with pytest.raises(UserError, match=r"importing .*bad\.py failed: ModuleNotFoundError"):
         parse(f"{tmp_path}/bad.py:make").build()
 
 

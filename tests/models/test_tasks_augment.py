@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from trimtab.models.tasks.augment import crop_and_flip, crop_padding
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from trimtab.models.errors import UserError
 from trimtab.models.tasks.datasets import open_dataset
 

@@ -12,6 +12,7 @@ import torch
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
 from torch.utils.data import DataLoader
+
 from trimtab.models.errors import UserError
 from trimtab.models.tasks.classification import classification
 from trimtab.models.tasks.task import tasks

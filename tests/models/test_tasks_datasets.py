@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
 from trimtab.models.errors import UserError
 from trimtab.models.tasks import sources_fashion, sources_npz
 from trimtab.models.tasks.datasets import DataSpec, open_dataset

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
+
 from trimtab.models.errors import UserError
 from trimtab.models.tasks.classification import classification
 from trimtab.models.tasks.datasets import open_dataset

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.signal import correlate2d
 from sklearn.datasets import load_sample_image
 from torch import nn
+
 from trimtab.models.architectures import architectures
 from trimtab.models.errors import UserError
 from trimtab.models.zoo.efficientnet_lite import SamePad

@@ -8,7 +8,7 @@ import numpy as np
 from tflite_support import Case
 
 _RNG = np.random.default_rng(7)
-F, I, B = np.float32, np.int64, np.bool_
+F, INT64, B = np.float32, np.int64, np.bool_
 IMAGE = ("N", 4, "H", "W")
 FIXED = ("N", 4, 10, 14)
 LINE = ("N", 4, "L")
@@ -23,7 +23,7 @@ def normal(*shape: int) -> np.ndarray:
 
 def ints(*values: int) -> np.ndarray:
     """An int64 vector."""
-    return np.array(values, dtype=I)
+    return np.array(values, dtype=INT64)
 
 
 def scalar(value: float, dtype: Any = F) -> np.ndarray:
@@ -152,7 +152,7 @@ UNARY = [
     ),
     Case("Cast", attrs={"to": 7}, low=-5, high=5, note="int64"),
     Case("Cast", attrs={"to": 9}, note="bool"),
-    Case("Cast", dtypes=[I], attrs={"to": 1}, low=-5, high=5, note="float"),
+    Case("Cast", dtypes=[INT64], attrs={"to": 1}, low=-5, high=5, note="float"),
     Case("Not", dtypes=[B]),
     Case("Softmax", attrs={"axis": 1}, note="channels"),
     Case("Softmax", attrs={"axis": -1}, note="columns"),
@@ -181,12 +181,12 @@ BINARY = [
     Case("Pow", constants={1: scalar(0.5)}, low=0.1, note="root"),
     Case("Pow", constants={1: scalar(-0.5)}, low=0.1, note="inverse-root"),
     Case("Pow", constants={1: scalar(3)}, note="cube"),
-    Case("Pow", constants={1: scalar(2, I)}, note="int-exponent"),
+    Case("Pow", constants={1: scalar(2, INT64)}, note="int-exponent"),
     Case("Pow", [ROWS, ROWS], low=0.2, note="computed"),
     Case("Mod", [ROWS, ROWS], dtypes=[np.int32, np.int32], low=1, high=30),
     *[Case(op, [IMAGE, IMAGE]) for op in ("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual")],
     Case("Greater", constants={1: scalar(0.2)}, note="scalar"),
-    Case("Equal", [ROWS, ROWS], dtypes=[I, I], low=-2, high=2, note="int64"),
+    Case("Equal", [ROWS, ROWS], dtypes=[INT64, INT64], low=-2, high=2, note="int64"),
     *[Case(op, [IMAGE, IMAGE], dtypes=[B, B]) for op in ("And", "Or", "Xor")],
     Case("Where", [IMAGE, IMAGE, IMAGE], dtypes=[B, F, F]),
     Case(
@@ -237,8 +237,8 @@ REDUCTIONS = [
     Case("ArgMin", [IMAGE], {"axis": 3, "keepdims": 1}),
     Case("TopK", [ROWS], {"axis": -1}, {1: ints(3)}, outputs=2),
     Case("TopK", [IMAGE], {"axis": 1, "largest": 0}, {1: ints(2)}, outputs=2, note="smallest-channels"),
-    Case("CumSum", [IMAGE], {}, {1: scalar(1, I)}),
-    Case("CumSum", [ROWS], {"exclusive": 1, "reverse": 1}, {1: scalar(1, I)}, note="exclusive-reverse"),
+    Case("CumSum", [IMAGE], {}, {1: scalar(1, INT64)}),
+    Case("CumSum", [ROWS], {"exclusive": 1, "reverse": 1}, {1: scalar(1, INT64)}, note="exclusive-reverse"),
     Case("InstanceNormalization", [IMAGE], {"epsilon": 1e-4}, {1: normal(4), 2: normal(4)}),
     Case("InstanceNormalization", [LINE], {}, {1: normal(4), 2: normal(4)}),
     Case("LayerNormalization", [TOKENS], {"axis": -1}, {1: normal(6), 2: normal(6)}),
@@ -291,19 +291,19 @@ SHAPES = [
     Case("Pad", [ROWS], {"pads": [0, 1, 0, 2], "value": -1.0}, opset=9, note="attributes"),
     Case("Pad", [IMAGE], {}, {1: ints(1, 2), 2: scalar(0), 3: ints(-1)}, note="axes"),
     Case("Gather", [IMAGE], {"axis": 1}, {1: ints(2, 0, -1)}),
-    Case("Gather", [TOKENS], {"axis": 1}, {1: scalar(0, I)}, note="token"),
-    Case("Gather", [IMAGE], {"axis": 3}, {1: scalar(-2, I)}, note="from-end"),
-    Case("Gather", [("N", 3)], {"axis": 0}, {0: normal(9, 5)}, dtypes=[I], low=0, high=8, note="embedding"),
-    Case("Gather", [TOKENS], {"axis": 2}, {1: np.array([[0, 3], [5, 1]], dtype=I)}, note="matrix"),
-    Case("GatherElements", [ROWS, ("N", 3)], {"axis": 1}, dtypes=[F, I], low=0, high=5),
-    Case("GatherElements", [TOKENS, ("N", 2, 6)], {"axis": 1}, dtypes=[F, I], low=0, high=4, note="middle"),
-    Case("GatherND", [(4, 5)], {}, {1: np.array([[0, 1], [3, 2]], dtype=I)}),
+    Case("Gather", [TOKENS], {"axis": 1}, {1: scalar(0, INT64)}, note="token"),
+    Case("Gather", [IMAGE], {"axis": 3}, {1: scalar(-2, INT64)}, note="from-end"),
+    Case("Gather", [("N", 3)], {"axis": 0}, {0: normal(9, 5)}, dtypes=[INT64], low=0, high=8, note="embedding"),
+    Case("Gather", [TOKENS], {"axis": 2}, {1: np.array([[0, 3], [5, 1]], dtype=INT64)}, note="matrix"),
+    Case("GatherElements", [ROWS, ("N", 3)], {"axis": 1}, dtypes=[F, INT64], low=0, high=5),
+    Case("GatherElements", [TOKENS, ("N", 2, 6)], {"axis": 1}, dtypes=[F, INT64], low=0, high=4, note="middle"),
+    Case("GatherND", [(4, 5)], {}, {1: np.array([[0, 1], [3, 2]], dtype=INT64)}),
     Case("Tile", [IMAGE], {}, {1: ints(1, 2, 1, 3)}),
     Case("Expand", [("N", 4, 1, 1)], {}, {1: ints(1, 4, 3, 5)}),
     Case("Expand", [ROWS], {}, {1: ints(2, 1, 6)}, note="rank"),
     Case("Trilu", [TOKENS], {"upper": 0}),
-    Case("Trilu", [TOKENS], {"upper": 1}, {1: scalar(1, I)}, note="upper"),
-    Case("OneHot", [ROWS], {"axis": 1}, {1: scalar(5, I), 2: np.array([0.5, 2.0], dtype=F)}, dtypes=[I], low=0, high=4),
+    Case("Trilu", [TOKENS], {"upper": 1}, {1: scalar(1, INT64)}, note="upper"),
+    Case("OneHot", [ROWS], {"axis": 1}, {1: scalar(5, INT64), 2: np.array([0.5, 2.0], dtype=F)}, dtypes=[INT64], low=0, high=4),
     Case("Shape", [IMAGE]),
     Case("Size", [IMAGE]),
 ]

@@ -14,6 +14,7 @@ pytest.importorskip("ai_edge_litert", reason="needs trimtab[tflite]")
 
 from nets import NETS, build
 from tflite_support import export, sqnr_db
+
 from trimtab.models.contract import Contract, TensorSpec
 
 GATE_DB = 90.0

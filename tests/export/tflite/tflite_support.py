@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
 from trimtab.export.exporter import Exported, ExportRequest, exporters
 from trimtab.models.contract import Contract, TensorSpec
 
