@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .models import processes
+
 if TYPE_CHECKING:
     from .models.progress import Meter
 
@@ -29,7 +31,8 @@ class Output:
 
     def say(self, text: str = "") -> None:
         """One line (or more) of words; Rich markup is not read, so that names can't break it."""
-        self.out.print(text, markup=False, soft_wrap=True)
+        if processes.is_main():
+            self.out.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table: columns whose name starts with ">" are right-aligned."""
@@ -45,7 +48,7 @@ class Output:
 
     def result(self, data: Any) -> None:
         """The machine-readable result: printed only under --json."""
-        if self.json_only:
+        if self.json_only and processes.is_main():
             sys.stdout.write(json.dumps(data, indent=1, default=str) + "\n")
 
     def error(self, text: str) -> None:
@@ -66,6 +69,9 @@ class ConsoleProgress:
     def meter(self, label: str, total: float, unit: str, *, done: float = 0) -> Iterator[Meter]:
         """A meter for `total` units of work, `done` of them before this process."""
         console = output.out
+        if not processes.is_main():
+            yield SilentMeter()
+            return
         if not console.is_terminal:
             yield PlainMeter(label, total, unit, done)
             return
@@ -82,6 +88,13 @@ class ConsoleProgress:
         with Progress(*columns, console=console, transient=True) as bars:
             task = bars.add_task(label, total=total, completed=round(done), unit=unit, rate="", figures="")
             yield _BarMeter(bars, task, unit, done)
+
+
+class SilentMeter:
+    """Progress in the processes that do not speak."""
+
+    def advance(self, units: float = 1, **figures: float) -> None:
+        """Nothing."""
 
 
 class _BarMeter:
@@ -114,6 +127,6 @@ class PlainMeter:
             return
         self.said = now
         rate = (self.done - self.first) / (now - self.started)
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+        left = f"{max(0.0, self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         shown = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
         output.say(f"  {self.label}: {self.done:.0f}/{self.total:.0f} {self.unit}  {rate:.0f} {self.unit}/s  {left}  {shown}")

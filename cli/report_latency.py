@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +49,11 @@ class RuntimeView:
 
 @dataclass(frozen=True)
 class LatencyView:
-    """Everything measured, and what was not with its reason."""
+    """Everything measured; `skipped` is what was not, as (names, reason)."""
 
     device: str
     groups: tuple[RuntimeView, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     partial: bool
     few_rounds: bool
@@ -73,7 +73,7 @@ def latency_view(record: RunRecord, order: Sequence[str]) -> LatencyView | None:
     return LatencyView(
         device=profile.device,
         groups=tuple(_group(record, name, i, order) for i, name in enumerate(runtimes)),
-        skipped=(*profile.skipped, *_never_tried(record)),
+        skipped=tuple(by_reason((_where(s), s.reason) for s in (*profile.skipped, *_never_tried(record)))),
         warnings=profile.warnings,
         partial=profile.partial,
         few_rounds=any(m.rounds < 100 for m in profile.measurements),
@@ -84,6 +84,18 @@ def artifact_of(record: RunRecord, measurement: Measurement) -> ArtifactRecord |
     """The record's artifact that was measured: the same bytes, and the same name where several files are equal."""
     same = [a for a in record.artifacts if a.artifact.sha256 == measurement.sha256]
     return next((a for a in same if a.artifact.name == measurement.artifact), same[0] if same else None)
+
+
+def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(names joined, reason) from (name, reason): every reason once, in the order of its first name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        names.setdefault(reason, []).append(name)
+    return [(", ".join(who), reason) for reason, who in names.items()]
+
+
+def _where(skipped: Skipped) -> str:
+    return f"{skipped.label} on {skipped.runtime}" if skipped.runtime else skipped.label
 
 
 def _group(record: RunRecord, runtime: str, index: int, order: Sequence[str]) -> RuntimeView:
@@ -97,7 +109,7 @@ def _group(record: RunRecord, runtime: str, index: int, order: Sequence[str]) ->
     comparisons = tuple(c for c in profile.comparisons if c.runtime == runtime)
     conditions = rows[0].measurement.conditions
     headline, pair = _headline(rows, comparisons, order)
-    title = f"{runtime} {conditions.runtime_version}".strip()
+    title = f"{runtime} {conditions.runtime_version.partition('-')[0]}".strip()  # builds and hashes are in the conditions
     return RuntimeView(
         index=index,
         runtime=runtime,

@@ -17,7 +17,7 @@ def si(value: float | None) -> str:
         return NONE
     for scale, prefix in _SI:
         if abs(value) >= 0.9995 * scale:
-            return f"{significant(value / scale)} {prefix}"
+            return f"{significant(value / scale)}\u00a0{prefix}"
     return significant(value)
 
 
@@ -50,7 +50,7 @@ def whole(value: float | None) -> str:
 
 def percent(value: float | None, places: int = 2) -> str:
     """A fraction as "91.83 %"."""
-    return NONE if value is None else f"{fixed(100 * value, places)} %"
+    return NONE if value is None else f"{fixed(100 * value, places)}\u00a0%"
 
 
 def signed(value: float | None, places: int = 2) -> str:
@@ -66,7 +66,7 @@ def kilobytes(value: float | None) -> str:
 
 def size(value: float | None) -> str:
     """Bytes with a decimal unit: "274 kB"."""
-    return NONE if value is None else f"{si(value)}B" if value >= 1000 else f"{whole(value)} B"
+    return NONE if value is None else f"{si(value)}B" if value >= 1000 else f"{whole(value)}\u00a0B"
 
 
 def seconds(value: float) -> str:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from . import plots
 from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRecord
-from .report_latency import LatencyView, latency_view
+from .report_latency import LatencyView, by_reason, latency_view
 from .report_text import fixed, plain, whole
 
 PROPORTIONS = ("accuracy", "top1", "top-1", "top5", "top-5", "top1_accuracy", "top5_accuracy")
@@ -92,7 +92,7 @@ def view(record: RunRecord) -> dict[str, Any]:
         **_layer_plot(record),
         "latency": latency,
         "steps": [_step(step, i) for i, step in enumerate(record.steps)],
-        "warnings": [(a, text) for a in record.artifacts for text in a.artifact.warnings],
+        "warnings": by_reason((a.artifact.name, text) for a in record.artifacts for text in a.artifact.warnings),
         "seconds_total": sum(stage.seconds for stage in record.stages),
     }
 
@@ -202,20 +202,22 @@ def _tradeoffs(record: RunRecord, latency: LatencyView | None) -> list[tuple[str
     drawn = [("MACs", "MACs per input (million)", points([(m.name, m.name, m.macs / 1e6) for m in _ordered(record)]))]
     for group in latency.headlines if latency else ():
         places = [(row.model, row.model, row.measurement.p50_ms) for row in group.pair]
-        drawn.append((group.title, f"median latency, {group.title} (ms)", points(places)))
+        drawn.append((group.title, "median latency (ms)", points(places)))
     return [
         (
             caption,
-            plots.tradeoff(dots, name=f"tradeoff-{i}", x_label=x_label, y_label=y_label, alt=_say(dots, x_label, y_label)),
+            plots.tradeoff(
+                dots, name=f"tradeoff-{i}", x_label=x_label, y_label=y_label, alt=_say(dots, caption, x_label, y_label)
+            ),
         )
         for i, (caption, x_label, dots) in enumerate(drawn)
         if dots
     ]
 
 
-def _say(points: Sequence[plots.Point], x_label: str, y_label: str) -> str:
+def _say(points: Sequence[plots.Point], where: str, x_label: str, y_label: str) -> str:
     dots = "; ".join(f"{p.label} at {fixed(p.x, 2)}, {fixed(p.y, 2)}" for p in points)
-    return f"Scatter plot of {y_label} over {x_label}: {dots}."
+    return f"Scatter plot ({where}) of {y_label} over {x_label}: {dots}."
 
 
 def _step(step: StepRecord, index: int) -> StepView:

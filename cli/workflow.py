@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models import files
+from .models import files, processes
 from .models.bundle import MANIFEST, Bundle, Manifest, load_bundle, save_bundle
 from .models.errors import UserError
 from .models.progress import Progress
@@ -58,7 +58,10 @@ def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], s
     architecture = parse(model, {**defaults, **kwargs} if model in architectures else kwargs)
     torch.manual_seed(seed)
     module = architecture.build()
-    return save_bundle(folder, module, Manifest(architecture=architecture, contract=task.contract, task=reference), force=True)
+    if processes.is_main():
+        save_bundle(folder, module, Manifest(architecture=architecture, contract=task.contract, task=reference), force=True)
+    processes.wait()
+    return load_bundle(folder)
 
 
 def compress(
@@ -87,10 +90,12 @@ def install(bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task 
     from .loading import task_ref
 
     manifest = bundle.manifest.model_copy(update={"metrics": metrics, "task": task_ref(task) if task else bundle.manifest.task})
-    with files.new_folder(out, force=True) as temp:
-        for path in bundle.folder.iterdir():
-            shutil.copyfile(path, temp / path.name)
-        files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))
+    if processes.is_main():
+        with files.new_folder(out, force=True) as temp:
+            for path in bundle.folder.iterdir():
+                shutil.copyfile(path, temp / path.name)
+            files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))
+    processes.wait()
     return load_bundle(out)
 
 

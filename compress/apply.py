@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models import files
-from ..models.bundle import Bundle, Lineage, load_bundle, save_bundle
+from ..models import files, processes
+from ..models.bundle import CODE, Bundle, Lineage, load_bundle, save_bundle
 from ..models.errors import UserError
 from ..models.progress import LogProgress, Progress
-from .method import Context, MethodConfig, methods
+from .method import Context, MethodConfig, Result, methods
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -107,13 +107,36 @@ def _run(
     device: str,
 ) -> StepDone:
     work = folder / "work"
-    if folder.exists() and (not (folder / "key").exists() or (folder / "key").read_text() != key):
-        shutil.rmtree(folder)  # leftovers of another config or another parent
-    work.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "key", key)
+    if processes.is_main():
+        if folder.exists() and (not (folder / "key").exists() or (folder / "key").read_text() != key):
+            shutil.rmtree(folder)  # leftovers of another config or another parent
+        work.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / "key", key)
+    processes.wait()
     started = time.monotonic()
     context = Context(workdir=work, parent=parent, seed=seed, device=device, progress=progress)
     result = methods.get(config.kind).apply(current.module(), task, config, context)
+    if processes.is_main():
+        _save(current, config, task, folder, key, result, seed=seed, seconds=time.monotonic() - started)
+    processes.wait()
+    step = _reuse(folder, key, index, config)
+    if step is None:
+        raise RuntimeError(f"{folder} was written and can't be read back")
+    return replace(step, reused=False)
+
+
+def _save(
+    current: Bundle,
+    config: MethodConfig,
+    task: Task | None,
+    folder: Path,
+    key: str,
+    result: Result,
+    *,
+    seed: int,
+    seconds: float,
+) -> None:
+    """The step's Bundle, then `stage.json`, then nothing of its scratch work."""
     plan = current.plan.then(result.plan) if result.plan is not None else current.plan
     lineage = Lineage(
         step=config.kind,
@@ -126,8 +149,7 @@ def _run(
     manifest = current.manifest.model_copy(
         update={"plan": plan.model_dump(mode="json"), "metrics": {}, "lineage": (*current.manifest.lineage, lineage)}
     )
-    bundle = save_bundle(folder / "bundle", result.module, manifest, code=current.folder / "architecture.py", force=True)
-    seconds = time.monotonic() - started
+    save_bundle(folder / "bundle", result.module, manifest, code=current.folder / CODE, force=True)
     files.write_json(
         folder / STAGE,
         {
@@ -140,8 +162,7 @@ def _run(
             "seconds": seconds,
         },
     )
-    shutil.rmtree(work, ignore_errors=True)
-    return StepDone(index, config, bundle, result.figures, result.notes, seconds, reused=False)
+    shutil.rmtree(folder / "work", ignore_errors=True)
 
 
 def tool_versions(names: tuple[str, ...] = TOOLS) -> dict[str, str]:

@@ -39,9 +39,10 @@ def profile(
 ) -> ProfileResult:
     """Measurements of every artifact on every fitting runtime (`runtimes=None`: all that are installed), and comparisons.
 
-    `budget_s` is for timing, with the reloading between sittings, shared evenly by the runtimes; None: the preset's for each. The first artifact
-    of a runtime is its baseline. `dims` sets symbolic dimensions (a batch "N" is 1 unless set); `options` maps a runtime to its settings.
-    Outputs are checked against golden.npz first, and an artifact that fails is reported and not timed, unless `force`.
+    `budget_s` is for timing, with the reloading between sittings, shared evenly by the runtimes; None: the preset's for each.
+    The first artifact of a runtime is its baseline. `dims` sets symbolic dimensions (a batch "N" is 1 unless set); `options`
+    maps a runtime to its settings. Outputs are checked against golden.npz first, and an artifact that fails is reported and
+    not timed, unless `force`.
     A KeyboardInterrupt ends it with what was measured, marked partial. Raises UserError for every mistake in what was asked.
     """
     device = devices.get(on)()

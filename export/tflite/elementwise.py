@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .convert import Converter
 
 _KERNEL_RANK = 4
-"""Broadcasting kernels of LiteRT take every operator up to this rank."""
+"""Broadcasting kernels of every LiteRT take each operator up to this rank, so that higher ones are folded into it if possible."""
+
+_HIGHEST_RANK = 6
+"""What today's kernels take (2.3, each operator tried)."""
 
 
 def padded(probe: np.ndarray, rank: int) -> np.ndarray:
@@ -33,9 +36,12 @@ def spread(ctx: Converter, names: Sequence[str], build: Callable[[list[Tensor], 
     scramble = _common_scramble(ctx, names, probes, rank)
     tensors = [_operand(ctx, name, probe, perm, scramble) for name, probe in zip(names, probes, strict=True)]
     shape = broadcast([tensor.shape for tensor in tensors], rank)
-    if rank > _KERNEL_RANK and len({tensor.shape for tensor in tensors}) > 1:
+    mixed = rank > _KERNEL_RANK and len({tensor.shape for tensor in tensors}) > 1
+    if mixed and shape.count(FREE) < 2:
         tensor = _folded(ctx, tensors, shape, build)
     else:
+        if mixed and rank > _HIGHEST_RANK:
+            raise UnsupportedError(f"it broadcasts over {rank} dimensions; LiteRT takes {_HIGHEST_RANK}")
         tensor = build(tensors, shape)
     return Value(tensor, perm, scramble)
 
@@ -126,8 +132,8 @@ def _folded(
             groups[-1].append(axis)
         else:
             groups.append([axis])
-    if len(groups) > _KERNEL_RANK:
-        raise UnsupportedError(f"it broadcasts over {len(groups)} independent dimensions; LiteRT takes {_KERNEL_RANK}")
+    if len(groups) > _HIGHEST_RANK:
+        raise UnsupportedError(f"it broadcasts over {len(groups)} independent dimensions; LiteRT takes {_HIGHEST_RANK}")
     merged = [
         reshape(ctx, t, [_product([row[a] for a in group]) for group in groups]) for t, row in zip(tensors, rows, strict=True)
     ]

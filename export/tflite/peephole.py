@@ -71,24 +71,19 @@ def _merge_reshapes(program: Program) -> None:
 
 
 def _drop_idle_reshapes(program: Program) -> None:
-    """A RESHAPE to the shape that its input has already."""
-    alias: dict[Tensor, Tensor] = {}
-    kept = []
-    for op in program.ops:
-        op.inputs = [t if t is None else alias.get(t, t) for t in op.inputs]
-        source = op.inputs[0] if op.inputs else None
-        idle = (
-            op.kind == "RESHAPE"
-            and source is not None
-            and source.shape == op.outputs[0].shape
-            and source.shape.count(FREE) < 2
-            and op.outputs[0] not in program.outputs.values()
-        )
-        if idle and source is not None:
-            alias[op.outputs[0]] = source
-        else:
-            kept.append(op)
-    program.ops = kept
+    """A RESHAPE to the shape that its input has already; an output takes over its input's place."""
+    for op in list(program.ops):
+        source, result = op.inputs[0] if op.inputs else None, op.outputs[0]
+        if op.kind != "RESHAPE" or source is None or source.shape != result.shape or source.shape.count(FREE) > 1:
+            continue
+        fixed = source.data is not None or source in (*program.inputs.values(), *program.outputs.values())
+        if result in program.outputs.values() and fixed:
+            continue
+        old, new = (source, result) if result in program.outputs.values() else (result, source)
+        program.ops.remove(op)
+        for other in program.ops:
+            other.inputs = [new if t is old else t for t in other.inputs]
+            other.outputs = [new if t is old else t for t in other.outputs]
 
 
 def drop_dead(program: Program) -> None:

@@ -160,6 +160,10 @@ class _Walk:
             tensor = kind.tensor_type
             if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
                 self._note(name, tuple(dim.dim_value for dim in tensor.shape.dim), dtype_of(tensor.elem_type))
+        if node.op == "Reshape" and node.outputs[0] in self.shapes:
+            before, after = self.shapes[node.inputs[0]], self.shapes[node.outputs[0]]
+            if np.prod(before) != np.prod(after):
+                raise _ShapeError(f"{node.label}: {before} cannot become {after}")
 
 
 def _infer_node(node: Node, walk: _Walk) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class ClassificationTask:
         from torch.nn import functional as F
         from torchmetrics.classification import MulticlassStatScores
 
-        scores = MulticlassStatScores(len(self.contract.classes), average=None)
+        scores = MulticlassStatScores(len(self.contract.classes), average=None, sync_on_compute=False)
         total = 0.0
         count = 0
         for batch in self._batches(split, limit=limit, batch_size=batch_size):

@@ -110,6 +110,13 @@ def test_what_was_not_measured_is_listed_with_its_reason(whole):
     assert "compressed-tflite-fp16: failed its parity check: its speed would mean nothing" in latency
 
 
+def test_one_reason_for_many_is_said_once():
+    runs = profile(artifacts())
+    twice = runs.skipped[0].model_copy(update={"label": "parent-coreml-fp16", "runtime": "coreml"})
+    told = section(render(record(profile=runs.model_copy(update={"skipped": (*runs.skipped, twice)}), steps=())), "latency")
+    assert "compressed-coreml-fp16, parent-coreml-fp16 on coreml: Core ML models run on Apple devices alone" in told
+
+
 def test_a_rejected_artifact_is_marked_in_words_and_with_its_reason(whole):
     _, page, _ = whole
     row = re.search(r'<tr class="rejected">.*?</tr>', page, flags=re.DOTALL).group()
@@ -360,8 +367,8 @@ def test_a_report_needs_no_torch():
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (si(31_239_296), "31.2 M"),
-        (si(999_600), "1.00 M"),
+        (si(31_239_296), "31.2\u00a0M"),
+        (si(999_600), "1.00\u00a0M"),
         (si(640), "640"),
         (significant(0.00012345), "0.000123"),
         (significant(3.1e-8, 2), "3.1e−8"),
@@ -372,8 +379,8 @@ def test_a_report_needs_no_torch():
         (signed(0.004), "0.00"),
         (signed(0.37), "+0.37"),
         (signed(-0.37), "−0.37"),
-        (size(999), "999 B"),
-        (size(296_512), "297 kB"),
+        (size(999), "999\u00a0B"),
+        (size(296_512), "297\u00a0kB"),
         (seconds(0.4217), "0.422 s"),
         (seconds(1361), "22 min 41 s"),
         (seconds(7500), "2 h 05 min"),

@@ -120,7 +120,8 @@ def test_names_without_a_break_don_t_widen_the_page(tmp_path):
     verdict = rejected.artifact.parity.model_copy(update={"reason": LONG, "evaluator": LONG})
     rejected = rejected.model_copy(update={"artifact": rejected.artifact.model_copy(update={"parity": verdict, "name": LONG})})
     timing = run.profile
-    rows = tuple(m.model_copy(update={"label": LONG + m.label}) for m in timing.measurements)
+    wordy = timing.measurements[0].conditions.model_copy(update={"runtime_version": LONG, "provider": LONG})
+    rows = tuple(m.model_copy(update={"label": LONG + m.label, "conditions": wordy}) for m in timing.measurements)
     ratios = tuple(c.model_copy(update={"a": LONG + c.a, "b": LONG + c.b}) for c in timing.comparisons)
     timing = timing.model_copy(update={"measurements": rows, "comparisons": ratios, "device": LONG, "warnings": (LONG,)})
     step = run.steps[0].model_copy(

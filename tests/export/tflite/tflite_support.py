@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from trimtab.export.exporter import Exported, ExportRequest, exporters
 from trimtab.models.contract import Contract, TensorSpec
-
-SIZES = {"N": 3, "H": 10, "W": 14, "L": 9}
 
 
 def spec(name: str, shape: Sequence[int | str], dtype: Any) -> TensorSpec:
@@ -141,9 +139,6 @@ class Case:
     outputs: int = 1
     atol: float = 2e-5
     note: str = ""
-    ops: Mapping[str, int] | None = None
-    wrap: bool = False
-    kinds: Sequence[str] = ()
 
     @property
     def id(self) -> str:
@@ -151,7 +146,7 @@ class Case:
         return f"{self.op}-{rank}d{'-' + self.note if self.note else ''}"
 
     def model(self) -> onnx.ModelProto:
-        """The node alone, or between two convolutions' worth of NHWC layout when `wrap`."""
+        """A model of the node alone."""
         names, inputs = [], {}
         slots = len(self.shapes) + len(self.constants)
         shapes = iter(enumerate(self.shapes))
@@ -182,6 +177,3 @@ class Case:
             dtype = self.dtypes[index] if index < len(self.dtypes) else np.float32
             found[entry.name] = values > 0 if np.dtype(dtype) == bool else values.astype(dtype)
         return found
-
-
-BOOL = TensorProto.BOOL

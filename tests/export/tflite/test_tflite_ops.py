@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="needs trimtab[tflite]")
 
-from op_table import CASES
+from tflite_op_table import CASES
 from tflite_support import Case, export, reference
 
 SIZES = ({"N": 3, "H": 10, "W": 14, "L": 9, "K": 3}, {"N": 2, "H": 12, "W": 8, "L": 12, "K": 5})

@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("ai_edge_litert", reason="needs trimtab[tflite]")
 
-from nets import NETS, build
+from tflite_nets import NETS, build
 from tflite_support import export, sqnr_db
 
 from trimtab.models.contract import Contract, TensorSpec
@@ -67,7 +67,7 @@ def to_onnx(name: str, module: torch.nn.Module, *, dynamo: bool, slim: bool) -> 
     out = module(example)
     inside = tuple(axes.get(a, d) for a, d in enumerate(example.shape))
     wide = out.dim() == 4
-    outside = ("N", *(["C"] * 0), *(("h", "w")[a - 2] if wide and free and a > 1 else d for a, d in enumerate(out.shape) if a))
+    outside = ("N", *(("h", "w")[a - 2] if wide and free and a > 1 else d for a, d in enumerate(out.shape) if a))
     layout = "NCHW" if len(inside) == 4 else "other"
     return model, Contract(
         inputs=(TensorSpec(name="image", shape=inside, layout=layout),),
