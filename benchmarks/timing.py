@@ -202,7 +202,7 @@ def main() -> None:
         "cpu": conditions.cpu_model().value,
         "cores": conditions.usable_cores(),
         "virtualised": conditions.virtualised().value,
-        "os": f"{platform.system()} {platform.release()}",
+        "os": platform.system(),
         "versions": {
             "trimtab": __version__,
             "python": platform.python_version(),

@@ -1,0 +1,117 @@
+"""Recipes over Bundles, and the contract that every registered method keeps."""
+
+import json
+
+import pytest
+import torch
+from user_net import make
+
+from trimtab.compress.apply import run_recipe
+from trimtab.compress.method import methods
+from trimtab.compress.recipe import parse_recipe
+from trimtab.loading import open_task, task_ref
+from trimtab.models.bundle import Manifest, load_bundle, save_bundle
+from trimtab.models.errors import UserError
+from trimtab.models.source import parse
+from trimtab.models.surgery import describe
+
+QUICK = {"epochs": 0.5, "batch_size": 40, "amp": "off", "augment": False}
+MINIMAL = {"structured": {"mac_ratio": 0.6}, "finetune": QUICK, "distill": QUICK}
+
+
+@pytest.fixture(scope="module")
+def task(tiny_npz):
+    return open_task("classification", {"data": f"npz:{tiny_npz}"})
+
+
+@pytest.fixture
+def parent(task, tmp_path, user_net):
+    torch.manual_seed(0)
+    manifest = Manifest(architecture=parse(f"{user_net}:make", {"width": 16}), contract=task.contract, task=task_ref(task))
+    return save_bundle(tmp_path / "parent", make(width=16), manifest)
+
+
+def recipe(*steps, seed=0):
+    return parse_recipe({"format": 1, "seed": seed, "step": list(steps)}, origin="test")
+
+
+@pytest.mark.parametrize("kind", methods.names())
+def test_every_method_keeps_the_contract(kind, parent, task, tmp_path):
+    """Its result reloads as the same function; its card tells the truth about data, structure and training; figures are JSON."""
+    card = methods.entry(kind).card
+    steps = recipe({"kind": kind, **MINIMAL[kind]})
+    if card.needs_data:
+        with pytest.raises(UserError, match="needs data"):
+            run_recipe(parent, steps, None, tmp_path / "none")
+    (done,) = run_recipe(parent, steps, task if card.needs_data else None, tmp_path / "work")
+    json.dumps(done.figures)
+    before, after = parent.module(), load_bundle(done.bundle.folder).module()
+    assert (describe(before) != describe(after)) is card.changes_structure
+    x = torch.randn(3, 3, 16, 16)
+    assert after.eval()(x).shape == before.eval()(x).shape
+    moved = any(
+        not torch.equal(a, b)
+        for a, b in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+        if a.shape == b.shape
+    )
+    assert moved or not card.trains
+    assert done.bundle.manifest.lineage[-1].step == kind
+    assert done.bundle.manifest.lineage[-1].parent == parent.hash
+
+
+@pytest.mark.parametrize("kind", methods.names())
+def test_every_method_is_deterministic(kind, parent, task, tmp_path):
+    hashes = {
+        run_recipe(parent, recipe({"kind": kind, **MINIMAL[kind]}), task, tmp_path / name)[0].bundle.hash for name in "ab"
+    }
+    assert len(hashes) == 1
+
+
+def test_steps_follow_each_other_and_finished_ones_are_reused(parent, task, tmp_path):
+    prune, tune = {"kind": "structured", **MINIMAL["structured"]}, {"kind": "finetune", **QUICK}
+    first = run_recipe(parent, recipe(prune, tune, prune), task, tmp_path)
+    assert [s.reused for s in first] == [False] * 3
+    assert [s.reused for s in run_recipe(parent, recipe(prune, tune, prune), task, tmp_path)] == [True] * 3
+    changed = run_recipe(parent, recipe(prune, {**tune, "epochs": 1}, prune), task, tmp_path)
+    assert [s.reused for s in changed] == [True, False, False]
+    plan = changed[-1].bundle.plan
+    assert (
+        plan.replay(parent.manifest.architecture.build()).left[0].weight.shape
+        == changed[-1].bundle.module().left[0].weight.shape
+    )
+    assert [entry.step for entry in changed[-1].bundle.manifest.lineage] == ["structured", "finetune", "structured"]
+
+
+def test_another_seed_or_parent_is_another_run(parent, task, tmp_path):
+    tune = {"kind": "finetune", **QUICK}
+    run_recipe(parent, recipe(tune), task, tmp_path)
+    assert not run_recipe(parent, recipe(tune, seed=1), task, tmp_path)[0].reused
+
+
+def test_a_nan_loss_stops_with_its_step_and_leaves_no_finished_step(parent, task, tmp_path):
+    wild = {"kind": "finetune", **QUICK, "epochs": 30, "lr": 1e9, "weight_decay": 0}
+    with pytest.raises(UserError, match="step"):
+        run_recipe(parent, recipe(wild), task, tmp_path)
+    assert not (tmp_path / "01-finetune" / "stage.json").exists()
+
+
+def test_distillation_back_keeps_more_than_the_cut_left(parent, task, tmp_path):
+    """The road's point, on a task small enough to learn here: cut, then taught by the parent, the network agrees with it again."""
+    taught = run_recipe(parent, recipe({"kind": "finetune", **QUICK, "epochs": 8, "lr": 0.1}), task, tmp_path / "teach")[
+        0
+    ].bundle
+    steps = run_recipe(
+        taught,
+        recipe({"kind": "structured", "mac_ratio": 0.6}, {"kind": "distill", **QUICK, "epochs": 8}),
+        task,
+        tmp_path / "cut",
+    )
+    batch = task.samples("test").__getitems__(range(100))
+    x = task.inputs(batch)
+
+    def agreement(bundle):
+        with torch.no_grad():
+            return float((bundle.module().eval()(x).argmax(1) == taught.module().eval()(x).argmax(1)).float().mean())
+
+    assert agreement(steps[1].bundle) > agreement(steps[0].bundle)
+    assert agreement(steps[1].bundle) > 0.8
