@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 FORMATS = (("onnx", "fp32"), ("tflite", "fp32"), ("coreml", "fp16"), ("coreml", "fp32"))
 RECIPES = {
-    "fashion-mnist": {"epochs": 1.0, "lr": 0.05},
-    "digits": {"epochs": 12.0, "lr": 0.05},
+    "fashion-mnist": {"epochs": 1.0, "lr": 0.02, "augment": False},
+    "digits": {"epochs": 12.0, "lr": 0.02, "augment": False},
 }
 DIGITS_TRAINING = {"epochs": 15.0, "lr": 0.1, "batch_size": 64}
 
