@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .models.bundle import Bundle, TaskRef
     from .models.contract import Contract
     from .models.tasks.task import Task
+    from .options import Selection
 
 
 def keywords(pairs: Sequence[str], flag: str) -> dict[str, Any]:
@@ -37,12 +38,16 @@ def literal(text: str) -> Any:
         return text
 
 
-def task_options(data: str, *, seed: int, size: str | None, skip_bad: bool, extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Keyword arguments for the classification task."""
-    options: dict[str, Any] = {"data": _absolute(data), "seed": seed, **keywords(extra, "--data-arg")}
+def task_options(chosen: Selection, size: str | None) -> dict[str, Any]:
+    """Keyword arguments for the classification task on `chosen.data`."""
+    options: dict[str, Any] = {
+        "data": _absolute(chosen.data or ""),
+        "seed": chosen.seed,
+        **keywords(chosen.data_args, "--data-arg"),
+    }
     if size:
         options["size"] = image_size(size)
-    if skip_bad:
+    if chosen.skip_bad:
         options["skip_bad"] = True
     return options
 
@@ -75,26 +80,24 @@ def open_task(name: str, options: dict[str, Any]) -> Task:
     return factory(**options)
 
 
-def task_of(
-    bundle: Bundle, *, data: str | None, seed: int, size: str | None, skip_bad: bool, extra: Sequence[str] = ()
-) -> Task | None:
+def task_of(bundle: Bundle, chosen: Selection) -> Task | None:
     """The task named on the command line, else the one the Bundle was made for, else None.
 
     Raises UserError when the data's classes or channels do not fit the network.
     """
-    ref = bundle.manifest.task
-    if data:
-        options = task_options(data, seed=seed, size=size or _own_size(bundle), skip_bad=skip_bad, extra=extra)
-        return fitted(bundle.contract, open_task("classification", options))
-    if ref:
+    if chosen.data:
+        return fitted(
+            bundle.contract, open_task("classification", task_options(chosen, chosen.size or own_size(bundle.contract)))
+        )
+    if ref := bundle.manifest.task:
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in ref.options.items()}
         return fitted(bundle.contract, open_task(ref.name, options))
     return None
 
 
-def _own_size(bundle: Bundle) -> str | None:
-    """The network's own fixed image size, as "HxW"."""
-    spec = bundle.contract.inputs[0]
+def own_size(contract: Contract) -> str | None:
+    """The network's own fixed image size, as "HxW"; None where it is free."""
+    spec = contract.inputs[0].as_layout("NCHW")
     if spec.layout == "NCHW" and all(isinstance(d, int) for d in spec.shape[2:]):
         return "x".join(str(d) for d in spec.shape[2:])
     return None
@@ -122,43 +125,27 @@ def fitted(contract: Contract, task: Task) -> Task:
     return task
 
 
-def open_network(
-    path: Path,
-    stack: ExitStack,
-    *,
-    model: str | None = None,
-    model_args: Sequence[str] = (),
-    output: str = "",
-    data: str | None = None,
-    input_size: str | None = None,
-    seed: int = 0,
-    skip_bad: bool = False,
-    data_args: Sequence[str] = (),
-) -> tuple[Bundle, Task | None]:
+def open_network(path: Path, stack: ExitStack, selection: Selection) -> tuple[Bundle, Task | None]:
     """The network the user pointed at, as a Bundle, and its task.
 
     A Bundle's folder is opened. A checkpoint file with `--model` is wrapped in a Bundle in a temp folder that `stack` removes.
     """
     from .models.bundle import MANIFEST, load_bundle
 
+    chosen = selection
     if path.is_dir() or path.name == MANIFEST:
         bundle = load_bundle(path)
-        if model:
-            bundle = _with_code(bundle, model, model_args)
-        task = task_of(bundle, data=data, seed=seed, size=input_size, skip_bad=skip_bad, extra=data_args)
-        return bundle, task
+        if chosen.model:
+            bundle = _with_code(bundle, chosen.model, chosen.model_args)
+        return bundle, task_of(bundle, chosen)
     if not path.exists():
         raise UserError(f"{path} does not exist", hint="a Bundle's folder, or a .safetensors/.pt checkpoint with --model")
-    if not model:
+    if not chosen.model:
         raise UserError(
             f"{path} holds weights alone", hint="say which network they belong to: --model resnet20, or --model net.py:factory"
         )
-    task = (
-        open_task("classification", task_options(data, seed=seed, size=input_size, skip_bad=skip_bad, extra=data_args))
-        if data
-        else None
-    )
-    return _wrap(path, stack, model, model_args, output, task, input_size), task
+    task = open_task("classification", task_options(chosen, chosen.size)) if chosen.data else None
+    return _wrap(path, stack, chosen.model, chosen, task), task
 
 
 def _with_code(bundle: Bundle, model: str, model_args: Sequence[str]) -> Bundle:
@@ -170,9 +157,7 @@ def _with_code(bundle: Bundle, model: str, model_args: Sequence[str]) -> Bundle:
     return BundleType(bundle.folder, bundle.manifest.model_copy(update={"architecture": parse(model, kwargs)}))
 
 
-def _wrap(
-    path: Path, stack: ExitStack, model: str, model_args: Sequence[str], output: str, task: Task | None, size: str | None
-) -> Bundle:
+def _wrap(path: Path, stack: ExitStack, model: str, chosen: Selection, task: Task | None) -> Bundle:
     """A checkpoint as a Bundle in a temp folder."""
     import tempfile
 
@@ -181,12 +166,14 @@ def _wrap(
     from .models.source import parse
 
     state = load_state(path)
-    kwargs = keywords(model_args, "--model-arg")
+    kwargs = keywords(chosen.model_args, "--model-arg")
     architecture = parse(model, kwargs if ".py:" in model else {**_zoo_defaults(task), **kwargs})
     module = architecture.build()
     load_into(module, state, origin=str(path))
-    contract = contract_for(with_output(module, output), architecture.name, task, size)
-    manifest = Manifest(architecture=architecture, contract=contract, output=output, task=task_ref(task) if task else None)
+    contract = contract_for(with_output(module, chosen.output_name), architecture.name, task, chosen.size)
+    manifest = Manifest(
+        architecture=architecture, contract=contract, output=chosen.output_name, task=task_ref(task) if task else None
+    )
     temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
     return save_bundle(temp / path.stem, module, manifest)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -34,3 +38,41 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the 
 def listed(text: str) -> list[str]:
     """The comma-separated words of an option, in order, without empties and repeats."""
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which network and which data: the options of every verb that opens a network."""
+
+    model: Model = None
+    model_args: ModelArgs = field(default_factory=list)
+    output_name: Output_ = ""
+    data: Data = None
+    data_args: DataArgs = field(default_factory=list)
+    size: Size = None
+    seed: Seed = 0
+    skip_bad: SkipBad = False
+
+
+def selects(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """`verb` with Selection's options on its command line; it gets them as one argument, `selection`."""
+    own = inspect.signature(verb, eval_str=True)
+    hints = get_type_hints(Selection, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=f.default if f.default_factory is MISSING else f.default_factory(),
+            annotation=hints[f.name],
+        )
+        for f in fields(Selection)
+    ]
+    mine = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.parameters.values() if p.name != "selection"]
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> Any:
+        return verb(selection=Selection(**{f.name: given.pop(f.name) for f in fields(Selection)}), **given)
+
+    command.__signature__ = own.replace(parameters=[*mine, *shared])  # type: ignore[attr-defined]  # what typer reads
+    command.__annotations__ = {p.name: p.annotation for p in (*mine, *shared)} | {"return": own.return_annotation}
+    return command

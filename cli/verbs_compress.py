@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import ConsoleProgress, output
-from .options import Data, DataArgs, Device, Force, Model, ModelArgs, Out, Output_, Seed, Size, SkipBad
+from .options import DataArgs, Device, Force, ModelArgs, Out, Seed, Selection, Size, SkipBad, selects
 
 if TYPE_CHECKING:
     from .compress.apply import StepDone
@@ -35,7 +35,8 @@ def train(
     from .loading import keywords, open_task, task_options
     from .workflow import train_baseline
 
-    task = open_task("classification", task_options(data, seed=seed, size=size, skip_bad=skip_bad, extra=data_args))
+    chosen = Selection(data=data, data_args=data_args, size=size, seed=seed, skip_bad=skip_bad)
+    task = open_task("classification", task_options(chosen, size))
     bundle = train_baseline(
         model,
         task,
@@ -50,43 +51,23 @@ def train(
     _finish(bundle, [])
 
 
+@selects
 def compress(
     checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder of the new Bundle.")] = None,
-    model: Model = None,
-    model_args: ModelArgs = [],
-    output_name: Output_ = "",
-    data: Data = None,
-    data_args: DataArgs = [],
-    size: Size = None,
-    seed: Seed = 0,
+    selection: Selection,
+    recipe: Annotated[Path, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")],
+    out: Out,
     device: Device = "auto",
-    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
     """Apply a recipe to a trained network; the result is a smaller Bundle."""
     from .loading import open_network
-    from .models.errors import UserError
     from .recipes import find_recipe
     from .workflow import compress as run
 
-    if recipe is None or out is None:
-        raise UserError("compress needs --recipe and -o", hint="`trimtab recipes ls` shows the shipped recipes")
     plan = find_recipe(recipe)
     with ExitStack() as stack:
-        bundle, task = open_network(
-            checkpoint,
-            stack,
-            model=model,
-            model_args=model_args,
-            output=output_name,
-            data=data,
-            input_size=size,
-            seed=seed,
-            skip_bad=skip_bad,
-            data_args=data_args,
-        )
+        bundle, task = open_network(checkpoint, stack, selection)
         result = run(bundle, plan, task, out, progress=ConsoleProgress(), force=force, device=device, on_step=say_step)
     _finish(result, [])
 

@@ -10,26 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import ConsoleProgress, output
-from .options import Data, DataArgs, Force, Limit, Model, ModelArgs, Out, Output_, Precision, Seed, Size, SkipBad, To, listed
+from .options import Force, Limit, Out, Precision, Seed, Selection, To, listed, selects
 
 if TYPE_CHECKING:
     from .devices.measurement import ProfileResult
     from .export.convert import Converted
 
 
+@selects
 def export(
     network: Annotated[Path, typer.Argument(help="A Bundle's folder, a checkpoint with --model, or any .onnx file.")],
+    selection: Selection,
     to: To,
     out: Out,
     precision: Precision = None,
-    model: Model = None,
-    model_args: ModelArgs = [],
-    output_name: Output_ = "",
-    data: Data = None,
-    data_args: DataArgs = [],
-    size: Size = None,
-    seed: Seed = 0,
-    skip_bad: SkipBad = False,
     force: Force = False,
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
@@ -39,23 +33,14 @@ def export(
 
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     if network.suffix == ".onnx":
-        made = convert(file_source(network), pairs, out, seed=seed, force=force, on_artifact=say_artifact)
+        made = convert(file_source(network), pairs, out, seed=selection.seed, force=force, on_artifact=say_artifact)
     else:
         with ExitStack() as stack:
-            bundle, task = open_network(
-                network,
-                stack,
-                model=model,
-                model_args=model_args,
-                output=output_name,
-                data=data,
-                input_size=size,
-                seed=seed,
-                skip_bad=skip_bad,
-                data_args=data_args,
-            )
+            bundle, task = open_network(network, stack, selection)
             label = network.stem if network.is_file() else bundle.folder.resolve().name
-            made = export_bundle(bundle, pairs, out, task=task, label=label, seed=seed, force=force, on_artifact=say_artifact)
+            made = export_bundle(
+                bundle, pairs, out, task=task, label=label, seed=selection.seed, force=force, on_artifact=say_artifact
+            )
     output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
     return 0 if all(c.ok for c in made) else 1
 
@@ -75,47 +60,28 @@ def say_artifact(made: Converted) -> None:
         output.say(f"   warning: {warning}")
 
 
+@selects
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A Bundle's folder, an artifact's folder, or a checkpoint with --model.")],
-    model: Model = None,
-    model_args: ModelArgs = [],
-    output_name: Output_ = "",
-    data: Data = None,
-    data_args: DataArgs = [],
-    size: Size = None,
+    selection: Selection,
     limit: Limit = None,
-    seed: Seed = 0,
-    skip_bad: SkipBad = False,
 ) -> None:
     """The task's test metrics: a Bundle in torch, an artifact in its own runtime."""
     from .export.artifact import MANIFEST, load_artifact
-    from .loading import fitted, open_network, open_task, task_options
+    from .loading import fitted, open_network, open_task, own_size, task_options
     from .models.errors import UserError
     from .workflow import channels_first, evaluate_artifact, evaluate_module, require_task
 
     if (target / MANIFEST).exists():
-        if data is None:
+        if selection.data is None:
             raise UserError("evaluating an artifact needs data", hint="add --data fashion-mnist, digits, folder:PATH, …")
         contract = channels_first(load_artifact(target).contract)
-        sides = contract.inputs[0].shape[2:]
-        fixed = "x".join(map(str, sides)) if all(isinstance(d, int) for d in sides) else None
-        options = task_options(data, seed=seed, size=size or fixed, skip_bad=skip_bad, extra=data_args)
+        options = task_options(selection, selection.size or own_size(contract))
         task = fitted(contract, open_task("classification", options))
         metrics = evaluate_artifact(target, task, limit=limit)
     else:
         with ExitStack() as stack:
-            bundle, own = open_network(
-                target,
-                stack,
-                model=model,
-                model_args=model_args,
-                output=output_name,
-                data=data,
-                input_size=size,
-                seed=seed,
-                skip_bad=skip_bad,
-                data_args=data_args,
-            )
+            bundle, own = open_network(target, stack, selection)
             metrics = evaluate_module(bundle, require_task(own, "evaluate"), limit=limit)
     output.table("", ("metric", ">value"), [(name, f"{value:.4f}") for name, value in metrics.items()])
     output.result(metrics)

@@ -9,21 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from .console import output
-from .options import Data, DataArgs, Force, Model, ModelArgs, Output_, Size
+from .options import Force, Selection, selects
 
 models = typer.Typer(help="The architecture zoo.", no_args_is_help=True, rich_markup_mode=None)
 recipes = typer.Typer(help="Shipped recipes, and new ones.", no_args_is_help=True, rich_markup_mode=None)
 devices = typer.Typer(help="Devices and runtimes to measure on.", no_args_is_help=True, rich_markup_mode=None)
 
 
+@selects
 def inspect(
     network: Annotated[Path, typer.Argument(help="A Bundle's folder, or a checkpoint with --model.")],
-    model: Model = None,
-    model_args: ModelArgs = [],
-    output_name: Output_ = "",
-    data: Data = None,
-    data_args: DataArgs = [],
-    size: Size = None,
+    selection: Selection,
 ) -> None:
     """Layers, params, MACs, and which channels can be pruned, or why not."""
     import torch
@@ -33,16 +29,7 @@ def inspect(
     from .loading import open_network
 
     with ExitStack() as stack:
-        bundle, _task = open_network(
-            network,
-            stack,
-            model=model,
-            model_args=model_args,
-            output=output_name,
-            data=data,
-            input_size=size,
-            data_args=data_args,
-        )
+        bundle, _task = open_network(network, stack, selection)
         module = bundle.module()
         dims = {symbol: 1 if symbol == "N" else 64 for symbol in bundle.contract.symbols}
         inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(dims, seed=0).values()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import output
-from .options import Data, DataArgs, Device, Model, ModelArgs, Output_, Precision, Seed, Size, SkipBad, To, listed
+from .options import Device, Precision, Seed, Selection, To, listed, selects
 
 if TYPE_CHECKING:
     from .record import RunRecord
@@ -34,25 +34,19 @@ def demo(
     return _done(*run_demo(data, out, seed=seed, budget_s=budget_s, command=_command()))
 
 
+@selects
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
+    selection: Selection,
     recipe: Annotated[Path, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = Path("half"),
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder; a second run reuses what is done.")] = Path(
         "runs/run"
     ),
     to: To = "onnx,tflite,coreml",
     precision: Precision = None,
-    model: Model = None,
-    model_args: ModelArgs = [],
-    output_name: Output_ = "",
-    data: Data = None,
-    data_args: DataArgs = [],
-    size: Size = None,
     threads: Annotated[int, typer.Option("--threads", help="Threads per inference when measuring.")] = 1,
     budget_s: Annotated[float | None, typer.Option("--budget", help="Seconds for all latency measurements.")] = None,
     device: Device = "auto",
-    seed: Seed = 0,
-    skip_bad: SkipBad = False,
 ) -> int:
     """One command from your checkpoint to verified, measured artifacts and a report."""
     from .export.convert import plan_formats
@@ -64,22 +58,11 @@ def run(
     plan = find_recipe(recipe)
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     with ExitStack() as stack:
-        bundle, task = open_network(
-            checkpoint,
-            stack,
-            model=model,
-            model_args=model_args,
-            output=output_name,
-            data=data,
-            input_size=size,
-            seed=seed,
-            skip_bad=skip_bad,
-            data_args=data_args,
-        )
+        bundle, task = open_network(checkpoint, stack, selection)
         config = JobConfig(
             title=f"{bundle.manifest.architecture.name} · {plan.name}",
             pairs=pairs,
-            seed=seed,
+            seed=selection.seed,
             threads=threads,
             budget_s=budget_s,
             device=device,

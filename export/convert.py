@@ -109,6 +109,12 @@ def convert(
     An artifact that fails parity lies in `<format>-<precision>.rejected/` instead.
     """
     for name, precision in pairs:
+        card = exporters.entry(name).card
+        if card.source == "module" and source.module is None:
+            raise UserError(
+                f"{card.title} is made from a torch module, and {source.label} is an ONNX file",
+                hint="export the Bundle instead, or --to onnx,tflite",
+            )
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
     found = probes(source.contract, source.reference, real=real, seed=seed)
     made = []
@@ -126,11 +132,6 @@ def _one(
     import onnx
 
     entry = exporters.entry(name)
-    if entry.card.source == "module" and source.module is None:
-        raise UserError(
-            f"{entry.card.title} is made from a torch module, and {source.label} is an ONNX file",
-            hint="export the Bundle instead, or --to onnx,tflite",
-        )
     out.mkdir(parents=True, exist_ok=True)
     work = out / f".{name}-{precision}.work"  # one left by a killed run goes now
     shutil.rmtree(work, ignore_errors=True)

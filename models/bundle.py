@@ -97,7 +97,7 @@ class Bundle:
     def skeleton(self) -> nn.Module:
         """The network rebuilt and cut to the plan, its weights not loaded: what another process starts from."""
         module = self.manifest.architecture.build(copy=self.folder / CODE)
-        return with_output(self.plan.replay(module), self.manifest.output)
+        return self.plan.replay(with_output(module, self.manifest.output))
 
     def module(self) -> nn.Module:
         """The network as a trainable module on the CPU: built, cut to the plan, weights loaded.
@@ -111,7 +111,7 @@ class Bundle:
         if files.sha256(path) != self.manifest.weights_sha256:
             raise UserError(f"{path} is not the file that {MANIFEST} describes (its sha256 differs)", hint=_REMAKE)
         module = self.skeleton()
-        load_into(module, state, origin=str(path))
+        load_into(bare(module), state, origin=str(path))
         return module
 
     @property

@@ -196,6 +196,41 @@ def test_train_compress_export_evaluate_profile(cli, trained, tmp_path):
     assert cli("evaluate", "art/onnx-fp32")[0] == 2
 
 
+def test_a_network_that_returns_a_dict_wants_its_output_named_and_then_goes_the_road(cli, tiny_npz, user_net, tmp_path):
+    import torch
+    from user_net import make_dict
+
+    torch.manual_seed(0)
+    torch.save(make_dict().state_dict(), tmp_path / "d.pt")
+    network = ["d.pt", "--model", f"{user_net}:make_dict", "--data", f"npz:{tiny_npz}"]
+    code, _, err = cli("inspect", *network)
+    assert code == 2
+    assert "returns a dict with 'logits' (1, 10), 'probabilities' (1, 10)" in err
+    assert "--output logits" in err
+    assert "no output 'logit'" in cli("inspect", *network, "--output", "logit")[2]
+    (tmp_path / "r.toml").write_text('format = 1\n[[step]]\nkind = "structured"\nmac_ratio = 0.7\n')
+    code, _, err = cli("compress", *network, "--output", "logits", "--recipe", "r.toml", "-o", "small")
+    assert code == 0, err
+    code, out, err = cli("export", "small", "--to", "onnx,tflite", "-o", "art")
+    assert code == 0, err
+    assert out.count("proven") == 2
+
+
+def test_weights_that_do_not_fit_the_network_are_listed(cli, tiny_npz, user_net, tmp_path):
+    import torch
+    from user_net import make
+
+    state = make(width=16).state_dict()
+    state["extra.weight"] = state.pop("head.bias")
+    torch.save(state, tmp_path / "w.pt")
+    code, _, err = cli("inspect", "w.pt", "--model", f"{user_net}:make", "--data", f"npz:{tiny_npz}")
+    assert code == 2
+    assert "1 missing:\n    head.bias" in err
+    assert "1 unexpected:\n    extra.weight" in err
+    assert "entry.0.weight: the network has (32, 3, 3, 3), w.pt (16, 3, 3, 3)" in err
+    assert "holds weights alone" in cli("inspect", "w.pt")[2]
+
+
 def test_data_that_does_not_fit_the_network_is_named(cli, trained, tmp_path):
     import numpy as np
 

@@ -141,6 +141,23 @@ def test_a_users_network_goes_the_whole_road_through_kills(checkpoint, user_net_
     assert {a["artifact"]["parity"]["inputs"] for a in record["artifacts"]} == {"real"}
     assert record["models"][1]["macs"] <= 0.6 * record["models"][0]["macs"]
     assert (broken / "report.html").stat().st_size > 10_000
+    (tmp_path / "more.toml").write_text('format = 1\n[[step]]\nkind = "finetune"\nepochs = 2\nbatch_size = 40\namp = "off"\n')
+    onward = [
+        *RUN[:-1],
+        "compress",
+        str(broken / "compress" / "bundle"),
+        "--recipe",
+        str(tmp_path / "more.toml"),
+        "-o",
+        str(tmp_path / "onward"),
+    ]
+    done = subprocess.run(onward, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr  # the cut network reloads in another process and goes on training
+    assert [s["step"] for s in json.loads((tmp_path / "onward" / "bundle.json").read_text())["lineage"]] == [
+        "structured",
+        "finetune",
+        "finetune",
+    ]
     assert not [p for p in broken.rglob(".*") if p.is_dir() and "tflite" in p.name]
 
 
