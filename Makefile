@@ -25,11 +25,11 @@ lint:
 
 test: lint
 	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-all: lint
 	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 bench: setup
 	$(BIN)/python benchmarks/spine.py

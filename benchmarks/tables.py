@@ -28,6 +28,11 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
+def signed(value: float) -> str:
+    """A difference with its sign, as it is printed."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def demo_table() -> str:
     """The demo's network before and after, over seeds."""
     runs = load("spine")["demo"]
@@ -38,7 +43,7 @@ def demo_table() -> str:
         "| | parent | half (mean ± s.e. of " + f"{len(runs)} seeds) | change |",
         "|---|---:|---:|---:|",
         f"| accuracy, {first['test_samples']:,} test images | {100 * first['parent_accuracy']:.2f} % | {accuracy:.2f} ± {error:.2f} % "
-        f"| {delta:+.2f} ± {delta_error:.2f} points |",
+        f"| {signed(delta)} ± {delta_error:.2f} points |",
         _ratio_row("MMACs", first["parent_macs"] / 1e6, [r["macs"] / 1e6 for r in runs], "MAC ratio"),
         _ratio_row("thousand params", first["parent_params"] / 1e3, [r["params"] / 1e3 for r in runs], "ratio"),
     ]
@@ -52,7 +57,7 @@ def demo_table() -> str:
                     latency[m["label"].split("-")[0]].append(m["p50_ms"])
         rows.append(
             f"| {runtime}, 1 thread, p50 | {statistics.mean(latency['parent']):.3f} ms | {statistics.mean(latency['compressed']):.3f} ms "
-            f"| {statistics.median(ups):.2f}× faster ({min(ups):.2f}–{max(ups):.2f}; noise floor ≤ {100 * max(floors):.1f} %) |"
+            f"| speed-up {statistics.median(ups):.2f}× ({min(ups):.2f}–{max(ups):.2f}; noise floor ≤ {100 * max(floors):.1f} %) |"
         )
     return "\n".join(rows)
 
@@ -62,18 +67,20 @@ def _ratio_row(name: str, before: float, after: list[float], label: str) -> str:
 
 
 def artifact_table() -> str:
-    """The demo's artifacts and their verdicts: the worst over seeds."""
+    """The compressed network's artifacts and their verdicts: the worst over seeds."""
     by_name: dict[str, list[dict]] = {}
     for run in load("spine")["demo"]:
         for artifact in run["artifacts"]:
             by_name.setdefault(artifact["name"], []).append(artifact)
     rows = ["| artifact | size | worst SQNR | top-1 agreement | judged with | verdict |", "|---|---:|---:|---:|---|---|"]
     for name, found in by_name.items():
+        if not name.startswith("compressed-"):
+            continue
         verdicts = "proven" if all(a["status"] == "accepted" for a in found) else "rejected"
-        size = max(a["size_bytes"] for a in found) / 1e3
         rows.append(
-            f"| {name} | {size:.0f} kB | {min(a['sqnr_db'] for a in found):.1f} dB | {100 * min(a['top1_agreement'] for a in found):.1f} % "
-            f"| {found[0]['evaluator']} | {verdicts} |"
+            f"| {name.removeprefix('compressed-')} | {max(a['size_bytes'] for a in found) / 1e3:.0f} kB "
+            f"| {min(a['sqnr_db'] for a in found):.1f} dB | {100 * min(a['top1_agreement'] for a in found):.1f} % "
+            f"| {found[0]['evaluator'].split(' (')[0]} | {verdicts} |"
         )
     return "\n".join(rows)
 
