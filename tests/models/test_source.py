@@ -46,6 +46,18 @@ def test_a_factory_may_import_its_siblings(tmp_path):
     assert parse(f"{tmp_path}/net.py:make").build().in_features == 5
 
 
+def test_imports_come_from_the_folder_the_user_named_not_from_one_a_manifest_names(tmp_path):
+    for folder, width in (("mine", 5), ("theirs", 9)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sibling_of_mine.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / folder / "net.py").write_text(
+            "from torch import nn\nfrom sibling_of_mine import WIDTH\ndef make(): return nn.Linear(WIDTH, 2)\n"
+        )
+    named = parse(f"{tmp_path}/mine/net.py:make")
+    lured = named.model_copy(update={"file": str(tmp_path / "theirs" / "net.py")})
+    assert lured.build().in_features == 5
+
+
 def test_a_zoo_network_is_built_with_its_arguments():
     assert Architecture(name="resnet8", kwargs={"num_classes": 7, "in_channels": 1}).build().fc.out_features == 7
 
