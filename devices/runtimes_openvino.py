@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,18 @@ from ..export.manifest import Contract
 from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, runtimes
 
 NAME = "openvino"
+
+
+@functools.cache
+def core() -> Any:
+    """The process's one OpenVINO core, never given up.
+
+    Its CPU plugin replaces the main thread's alternate signal stack and, when the last core goes, unmaps it while it is still
+    in use (2026.4): the next signal that Python handles on it, Ctrl-C for one, is then a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoSession:
@@ -35,7 +48,7 @@ class OpenVinoSession:
         if precision != "default":
             self.settings["INFERENCE_PRECISION_HINT"] = precision
         try:
-            self.model = openvino.Core().read_model(str(path))
+            self.model = core().read_model(str(path))
         except Exception as error:
             raise RejectedError(NAME, path, error) from error
         present = [port.any_name for port in self.model.inputs]
@@ -50,7 +63,7 @@ class OpenVinoSession:
             model = self.model.clone()
             if model.is_dynamic():
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-            self.compiled = self.openvino.Core().compile_model(model, "CPU", self.settings)
+            self.compiled = core().compile_model(model, "CPU", self.settings)
         except Exception as error:
             raise RejectedError(NAME, self.path, error) from error
 
