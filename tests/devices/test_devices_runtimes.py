@@ -174,10 +174,10 @@ def test_ctrl_c_after_openvino_is_a_keyboard_interrupt_not_a_crash(onnx_folder):
     """In a process of its own: a model is loaded, run and dropped, everything collected, and then the signal comes."""
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
     code = (
-        "import gc, os, signal, sys; from pathlib import Path\n"
+        "import gc, signal, sys, time; from pathlib import Path\n"
         "from trimtab.devices.profile import profile\n"
         "profile([Path(sys.argv[1])], runtimes=['openvino'], budget_s=0.2); gc.collect()\n"
-        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('caught')"
+        "try:\n    signal.raise_signal(signal.SIGINT); time.sleep(5)\nexcept KeyboardInterrupt:\n    print('caught')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(onnx_folder())], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "caught"), done.stderr
