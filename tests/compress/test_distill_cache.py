@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import numpy as np
@@ -159,7 +158,7 @@ def test_a_distillation_stopped_by_ctrl_c_resumes_bit_exact_on_the_cache(tmp_pat
     def stopping(outputs, targets):
         calls.append(1)
         if len(calls) == 8:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return loss(outputs, targets)
 
     monkeypatch.setattr(task, "loss", stopping)
