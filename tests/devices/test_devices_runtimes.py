@@ -180,7 +180,8 @@ def test_ctrl_c_after_openvino_is_a_keyboard_interrupt_not_a_crash(onnx_folder):
         "import gc, signal, sys; from pathlib import Path\n"
         "from trimtab.devices.profile import profile\n"
         "profile([Path(sys.argv[1])], runtimes=['openvino'], budget_s=0.2); gc.collect()\n"
-        "try:\n    signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('caught')"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('caught')"
     )
     done = subprocess.run([sys.executable, "-c", code, str(onnx_folder())], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "caught"), done.stderr
