@@ -105,8 +105,7 @@ def model_record(name: str, bundle: Bundle, task: Task, *, device: str = "auto")
     from .record import LayerRecord, ModelRecord
     from .workflow import evaluate_module
 
-    dims = {symbol: 1 if symbol == "N" else 64 for symbol in bundle.contract.symbols}
-    inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(dims, seed=0).values()]
+    inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(bundle.contract.example_dims(), seed=0).values()]
     cost = count(bundle.module(), inputs)
     metrics = evaluate_module(bundle, task, device=device)
     output.say(

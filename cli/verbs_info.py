@@ -31,8 +31,7 @@ def inspect(
     with ExitStack() as stack:
         bundle, _task = open_network(network, stack, selection)
         module = bundle.module()
-        dims = {symbol: 1 if symbol == "N" else 64 for symbol in bundle.contract.symbols}
-        inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(dims, seed=0).values()]
+        inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(bundle.contract.example_dims(), seed=0).values()]
         cost = count(module, inputs)
         analysis = analyse(module, inputs)
     tied = {m.path: group for group in analysis.groups for m in group.members if m.side == "out"}

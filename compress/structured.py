@@ -81,9 +81,8 @@ def apply(module: nn.Module, task: Task | None, config: StructuredConfig, contex
 
     if config.importance == "taylor" and task is None:
         raise UserError('importance = "taylor" needs data for its gradients', hint='add --data, or use importance = "l2"')
-    inputs = [
-        torch.from_numpy(v) for v in context.parent.contract.random_inputs(_smallest(context), seed=context.seed).values()
-    ]
+    contract = context.parent.contract
+    inputs = [torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(), seed=context.seed).values()]
     dense = count(module, inputs)
     ratio, quantity = config.target
     plan, analysis = SurgeryPlan(), analyse(module, inputs, keep=config.keep)
@@ -95,11 +94,6 @@ def apply(module: nn.Module, task: Task | None, config: StructuredConfig, contex
             meter.advance(ratio=share)
     pruned = count(module, inputs)
     return Result(module=module, plan=plan, figures=_figures(config, dense, pruned, plan, analysis))
-
-
-def _smallest(context: Context) -> dict[str, int]:
-    """Concrete sizes for the symbolic dimensions: batch 1, and 64 pixels a side where the size is free."""
-    return {symbol: 1 if symbol == "N" else 64 for symbol in context.parent.contract.symbols}
 
 
 def _cut(

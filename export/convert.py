@@ -73,8 +73,7 @@ def module_source(
     from .onnx import to_graph
 
     module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
-    dims = {s: 2 if s == "N" else 64 for s in contract.symbols}
-    example = tuple(torch.from_numpy(v) for v in contract.random_inputs(dims, seed=seed).values())
+    example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=seed).values())
 
     def reference(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():

@@ -99,6 +99,10 @@ class Contract(BaseModel):
         """The symbolic dimensions of the inputs, each once, in order."""
         return tuple(dict.fromkeys(symbol for spec in self.inputs for symbol in spec.symbols))
 
+    def example_dims(self, *, batch: int = 1) -> dict[str, int]:
+        """A size for every symbolic dimension, where any will do: `batch` for "N", 64 for the others."""
+        return {symbol: batch if symbol == "N" else 64 for symbol in self.symbols}
+
     def random_inputs(self, dims: Mapping[str, int], *, seed: int) -> dict[str, np.ndarray]:
         """Seeded random tensors for every input, by name."""
         rng = np.random.default_rng(seed)
