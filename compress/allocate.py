@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -152,8 +152,3 @@ def _roots(group: ChannelGroup, scores: Tensor, channels: int) -> set[int]:
     per_block = group.channels // group.blocks
     gone = positions(group, scores)[: channels // group.blocks]
     return {block * per_block + position for block in range(group.blocks) for position in gone}
-
-
-def widths(cuts: Sequence[tuple[ChannelGroup, set[int]]]) -> Mapping[str, tuple[int, int]]:
-    """Channels before and after, by the group's root layer."""
-    return {group.root: (group.channels, group.channels - len(roots)) for group, roots in cuts}

@@ -81,11 +81,11 @@ def parse_step(step: Mapping[str, Any], *, origin: str) -> MethodConfig:
         return config.model_validate(dict(step))
     except ValidationError as error:
         raise UserError(
-            "\n".join(f"{origin} ({kind}): {_say(e, config)}" for e in error.errors()), hint=_hint(error.errors()[0], config)
+            "\n".join(f"{origin} ({kind}): {_say(e)}" for e in error.errors()), hint=_hint(error.errors()[0], config)
         ) from None
 
 
-def _say(error: ErrorDetails, config: type[MethodConfig]) -> str:
+def _say(error: ErrorDetails) -> str:
     """One validation error in words: the key, the value, and what is allowed."""
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
