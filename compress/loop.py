@@ -14,6 +14,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ..models.errors import UserError
+from .alignment import AlignedLoss, aligned_backward
 from .checkpointing import Checkpoint, Position
 from .evaluation import evaluate
 from .history import Epoch
@@ -33,8 +34,9 @@ WINDOW_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """One step's data on the device: `inputs` float32 (N, C, H, W) normalised, `targets` int64 (N,), `index` int64 (N,) =
-    positions in the training split, `epoch` = epochs done when the step starts (a fraction within an epoch)."""
+    """One step's data on the device: `inputs` float32 (N, C, H, W) normalised, `targets` as the task has them (classes int64 (N,),
+    landmarks float32 (N, 2L) …), `index` int64 (N,) = positions in the training split, `epoch` = epochs done when the step
+    starts (a fraction within an epoch)."""
 
     inputs: Tensor
     targets: Tensor
@@ -42,8 +44,11 @@ class TrainBatch:
     epoch: float
 
 
-Objective = Callable[[nn.Module, TrainBatch], tuple[Tensor, Mapping[str, Tensor]]]
-"""(network, batch) → the scalar loss to minimise, and named scalar parts of it for the record."""
+Objective = Callable[[nn.Module, TrainBatch], tuple[Tensor | AlignedLoss, Mapping[str, Tensor]]]
+"""(network, batch) → the scalar loss to minimise (or two whose gradients are aligned), and named scalar parts for the record."""
+
+Evaluator = Callable[[nn.Module], dict[str, float]]
+"""What is measured on the validation samples."""
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -90,6 +95,7 @@ class Loop:
     position: Position
     seed: int
     label: str
+    evaluator: Evaluator | None = None
     _window: list[list[Tensor]] = field(default_factory=list)
     _names: tuple[str, ...] = ()
     _meter: Meter | None = None
@@ -128,16 +134,26 @@ class Loop:
             torch.mps.manual_seed(seed)
         if self.runtime.device.type != "cpu":
             raw = raw.to(self.runtime.device)
-        inputs = self.runtime.layout(self.task.inputs(raw, augment=self.config.augment, generator=generator))
+        inputs, targets = self.task.training_pair(raw, augment=self.config.augment, generator=generator)
         rate = learning_rate(self.config, self.plan, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, parts = self.objective(self.network, TrainBatch(inputs, raw.targets, raw.index, self.plan.epochs_done(step)))
+        loss, parts = self.objective(
+            self.network, TrainBatch(self.runtime.layout(inputs), targets, raw.index, self.plan.epochs_done(step))
+        )
         self.optimizer.zero_grad()
-        self.runtime.accelerator.backward(loss)
+        loss = self._backward(loss)
         self._update()
         self._names = tuple(parts)
         self._window.append([loss.detach(), *(part.detach() for part in parts.values())])
+
+    def _backward(self, loss: Tensor | AlignedLoss) -> Tensor:
+        """The loss's value; its gradients lie on the parameters afterwards."""
+        if isinstance(loss, AlignedLoss):
+            aligned_backward(loss, list(self.module.parameters()), self.runtime.accelerator.backward)
+            return loss.primary + loss.secondary
+        self.runtime.accelerator.backward(loss)
+        return loss
 
     def _update(self) -> None:
         scaler = self.runtime.accelerator.scaler
@@ -159,7 +175,7 @@ class Loop:
         self._window.clear()
         for offset, row in enumerate(rows):
             if not math.isfinite(row[0]):
-                raise self._diverged(f"the loss became {row[0]}", step - len(rows) + offset)
+                raise self._diverged(self._guilty(row), step - len(rows) + offset)
         sums = self.position.sums
         for row in rows:  # one by one, so that the sum does not depend on where the windows fell
             for name, value in zip(("loss", *self._names), row, strict=True):
@@ -172,6 +188,15 @@ class Loop:
         if boundary:
             self._close_epoch(step, last=last)
         self._mark = time.monotonic()
+
+    def _guilty(self, row: list[float]) -> str:
+        """What of a step's loss and its parts is not finite, in words."""
+        parts = dict(zip(self._names, row[1:], strict=True))
+        broken = [f"{name!r} became {value}" for name, value in parts.items() if not math.isfinite(value)]
+        if broken:
+            return f"the term {broken[0]}"
+        of = f", the sum of {', '.join(f'{name} {value:.3g}' for name, value in parts.items())}" if parts else ""
+        return f"the loss became {row[0]}{of}"
 
     def _close_epoch(self, step: int, *, last: bool) -> None:
         steps = (step - 1) % self.plan.per_epoch + 1
@@ -195,6 +220,8 @@ class Loop:
 
     def _validate(self) -> dict[str, float]:
         self._agree()
+        if self.evaluator is not None:
+            return self.evaluator(self.module)
         return evaluate(self.module, self.task, "val", runtime=self.runtime, limit=self.config.max_eval)
 
     def _save(self) -> None:

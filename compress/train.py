@@ -13,7 +13,7 @@ from ..models.errors import UserError
 from .checkpointing import Checkpoint, Position, state_digest
 from .evaluation import evaluate
 from .history import Epoch, History
-from .loop import Loop, Objective, TrainBatch, build_optimizer
+from .loop import Evaluator, Loop, Objective, TrainBatch, build_optimizer
 from .runtime import Runtime
 from .sampling import StepSampler, batches, chosen_positions
 from .schedule import plan_run
@@ -43,6 +43,7 @@ def fit(
     label: str = "train",
     identity: Mapping[str, Any] | None = None,
     runtime: Runtime | None = None,
+    evaluator: Evaluator | None = None,
 ) -> History:
     """The record of training `module` in place; the module comes back on its own device, in eval mode.
 
@@ -50,7 +51,8 @@ def fit(
     attributes are reached through the caller's own `module`. Everything random derives from (context.seed, step), so a run
     that was stopped continues from `context.workdir/LABEL.safetensors` and ends with the weights of one that was not (bit for
     bit on a CPU). `identity` names what else decides the result (a teacher's hash …): a checkpoint that differs in it, in the
-    configuration, the data or the starting weights is not used, and the history's notes say so.
+    configuration, the data or the starting weights is not used, and the history's notes say so. `evaluator` measures the module
+    on the validation samples in the task's stead, for a network whose outputs are not the task's.
     Raises UserError for an empty split, a network with nothing to train, and a loss that is no longer finite.
     """
     runtime = runtime or runtime_for(config, context)
@@ -85,6 +87,7 @@ def fit(
             position=position,
             seed=context.seed,
             label=label,
+            evaluator=evaluator,
         )
         rank, world = runtime.accelerator.process_index, runtime.accelerator.num_processes
         steps = StepSampler(positions, plan, seed=context.seed, first=resumed_at, rank=rank, world=world)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from .objectives import ObjectiveCard, objectives
+from pydantic import Field
+
+from .objectives import ObjectiveCard, TaughtTermConfig, register_objective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .term import Setup, Term
 
-@objectives.register(
-    "kd",
-    ObjectiveCard(
-        title="Knowledge distillation",
-        source="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, §2",
-        formula="T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch",
-    ),
-)
+
+class KDConfig(TaughtTermConfig):
+    """T² · KL(teacher ‖ student) of softened distributions."""
+
+    kind: Literal["kd"] = "kd"
+    temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="softening of both distributions, in units of logits")
+
+
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T² · KL(softmax(t/T) ‖ softmax(s/T)) in nats, summed over classes, mean over the batch; logits (N, K).
 
@@ -33,3 +36,22 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+@register_objective(
+    "kd",
+    KDConfig,
+    ObjectiveCard(
+        title="Knowledge distillation",
+        source="Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, §2",
+        formula="T² · KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch",
+    ),
+)
+def build(config: KDConfig, setup: Setup) -> Term:
+    """The term on both networks' logits."""
+    from .term import Need, Term
+
+    return Term(
+        loss=lambda s: kd_loss(s.student["logits"], s.teacher["logits"], config.temperature),
+        teachers=(Need(which=config.teacher),),
+    )

@@ -117,6 +117,10 @@ class ClassificationTask:
         mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
         return pixels.float().div_(255).sub_(mean).div_(std)
 
+    def training_pair(self, batch: RawBatch, *, augment: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs (N, C, H, W) and their classes int64 (N,): augmentation does not change a class."""
+        return self.inputs(batch, augment=augment, generator=generator), batch.targets
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of logits (N, classes) against targets int64 (N,), in nats. Raises UserError for other shapes."""
         from torch.nn import functional as F

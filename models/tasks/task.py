@@ -18,7 +18,8 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class RawBatch:
-    """Samples as stored: pixels uint8 (N, C, H, W), targets int64 (N,), index int64 (N,) = positions in the split."""
+    """Samples as stored: pixels uint8 (N, C, H, W), index int64 (N,) = positions in the split, and the task's targets: classes
+    int64 (N,), or float32 (N, …) for what is regressed."""
 
     pixels: Tensor
     targets: Tensor
@@ -65,6 +66,9 @@ class Task(Protocol):
 
     def inputs(self, batch: RawBatch, *, augment: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """The network's input: float32 (N, C, H, W), normalised by the contract; `augment` draws from `generator` alone."""
+
+    def training_pair(self, batch: RawBatch, *, augment: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The network's input and the targets that go with it: what moves the picture moves its landmarks too."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar training loss of network outputs (N, …)."""
