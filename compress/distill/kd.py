@@ -18,7 +18,9 @@ class KDConfig(TaughtTermConfig):
     """T² · KL(teacher ‖ student) of softened distributions."""
 
     kind: Literal["kd"] = "kd"
-    temperature: float = Field(4.0, gt=0, allow_inf_nan=False, description="softening of both distributions, in units of logits")
+    temperature: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="softening of both distributions, in units of logits"
+    )
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -68,12 +68,7 @@ class ObjectiveKind:
 
 objectives: Registry[ObjectiveKind, ObjectiveCard] = Registry(
     "distillation objective",
-    modules=tuple(
-        f"trimtab.compress.distill.{name}"
-        for name in (
-            "kd",
-        )
-    ),
+    modules=tuple(f"trimtab.compress.distill.{name}" for name in ("kd",)),
 )
 
 Build = Callable[[Any, "Setup"], "Term"]

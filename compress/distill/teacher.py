@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
 from ..runtime import Runtime
+from .taps import Taps
 
 if TYPE_CHECKING:
     from ...models.bundle import Bundle
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def find_teacher(name: str, context: Context) -> Bundle:
-    """The Bundle named by a step's `teacher`: "parent" = the one that entered the recipe, else a Bundle's folder."""
+    """The Bundle named by a step's `teacher`: "parent" = the one that entered the recipe, "step:2" = what its second step made,
+    else a Bundle's folder."""
+    if name.startswith("step:"):
+        return _made_by(name, context)
     if name != "parent":
         from ...models.bundle import load_bundle
 
@@ -31,6 +35,14 @@ def find_teacher(name: str, context: Context) -> Bundle:
             "distill's teacher is 'parent', and this run has no parent Bundle", hint='set teacher = "PATH/TO/BUNDLE"'
         )
     return context.parent
+
+
+def _made_by(name: str, context: Context) -> Bundle:
+    number, made = name.removeprefix("step:"), context.steps
+    if not number.isdigit() or not 1 <= int(number) <= len(made):
+        there = f"step:1 … step:{len(made)}" if made else "there is no step before this one"
+        raise UserError(f"distill's teacher is {name!r}, and no such step has been made", hint=f"steps count from 1: {there}")
+    return made[int(number) - 1]
 
 
 class Teacher(nn.Module):
@@ -43,8 +55,9 @@ class Teacher(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, *, theirs: Contract, ours: Contract) -> None:
+    def __init__(self, network: nn.Module, *, theirs: Contract, ours: Contract, classifier: str = "") -> None:
         super().__init__()
+        self.classifier = classifier
         self.network = network.requires_grad_(False)
         scale, shift = input_map(ours.inputs[0], theirs.inputs[0])
         self.same = bool((scale == 1).all() and (shift == 0).all())
@@ -65,10 +78,30 @@ class Teacher(nn.Module):
         """Logits (N, K) of inputs (N, C, H, W) normalised for the student."""
         return self.network(inputs if self.same else inputs * self.scale + self.shift)
 
-    def logits(self, inputs: Tensor, runtime: Runtime) -> Tensor:
-        """Logits (N, K), float32 without gradient, computed in the run's precision."""
-        with torch.no_grad(), runtime.autocast():
-            return self(inputs).float()
+    def tapped(self, taps: Sequence[str]) -> TappedTeacher:
+        """The teacher as a function of the student's inputs to these signals."""
+        return TappedTeacher(self, taps)
+
+
+class TappedTeacher:
+    """(inputs (N, C, H, W) normalised for the student, runtime) → a frozen network's signals by tap."""
+
+    def __init__(
+        self, network: nn.Module, taps: Sequence[str], *, inner: nn.Module | None = None, classifier: str = ""
+    ) -> None:
+        if isinstance(network, Teacher):
+            inner, classifier = network.network, network.classifier
+        self.network = network
+        self.taps = Taps(inner or network, taps, whose="teacher", classifier=classifier)
+
+    def __call__(self, inputs: Tensor, runtime: Runtime) -> dict[str, Tensor]:
+        """The signals, float32 without gradient, computed in the run's precision."""
+        with torch.no_grad(), runtime.autocast(), self.taps.recording():
+            return {tap: value.float() for tap, value in self.taps.take(self.network(inputs)).items()}
+
+    def remove(self) -> None:
+        """None; the network has no hooks of ours any more."""
+        self.taps.remove()
 
 
 def input_map(ours: TensorSpec, theirs: TensorSpec) -> tuple[Tensor, Tensor]:
