@@ -1,4 +1,4 @@
-"""Writes every table of the README from the committed results: `python benchmarks/tables.py [--check]`.
+"""Writes every table of the README and docs/ from the committed results: `python benchmarks/tables.py [--check]`.
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nothing else is touched. `--check` exits 1 when the page is out of date.
 """
@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import tables_distill
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/distillation.md")
 
 
 def load(name: str) -> dict:
@@ -120,7 +122,12 @@ def training_rows(training: dict) -> list[str]:
     ]
 
 
-TABLES: dict[str, Callable[[], str]] = {"demo": demo_table, "artifacts": artifact_table, "speed": speed_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo_table,
+    "artifacts": artifact_table,
+    "speed": speed_table,
+    **tables_distill.tables(),
+}
 
 
 def render(page: str) -> str:

@@ -29,15 +29,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab.compress.distill.cache import LogitTable, cache_key, cached_logits
-from trimtab.compress.distill.method import DistillConfig, mixed_objective
-from trimtab.compress.distill.teacher import Teacher
+from trimtab.compress.distill.method import DistillConfig, distill
 from trimtab.compress.method import Context
+from trimtab.compress.runtime import choose_amp
 from trimtab.compress.sampling import StepSampler, chosen_positions
 from trimtab.compress.schedule import learning_rate, plan_run
 from trimtab.compress.train import Objective, Runtime, TrainBatch, TrainConfig, fit
 from trimtab.models.architectures import architectures
-from trimtab.models.progress import LogProgress
+from trimtab.models.bundle import Bundle, Manifest, save_bundle
+from trimtab.models.source import Architecture
 from trimtab.models.tasks.task import Task, tasks
 
 BATCH = 128
@@ -55,10 +55,14 @@ class Clock:
         """The same objective, ticking."""
 
         def ticking(network: nn.Module, batch: TrainBatch) -> Any:
-            self.ticks.append((time.perf_counter(), time.process_time()))
+            self.tick()
             return objective(network, batch)
 
         return ticking
+
+    def tick(self) -> None:
+        """None; a step starts now."""
+        self.ticks.append((time.perf_counter(), time.process_time()))
 
     def per_step(self) -> tuple[float, float]:
         """(wall, CPU) seconds per step, from the second step's start to the last one's."""
@@ -178,31 +182,53 @@ def overhead(make: Callable[[], nn.Module], task: Task, config: TrainConfig, rou
     }
 
 
+class Ticking:
+    """A task that ticks where a step asks for its data; all else is the task's own."""
+
+    def __init__(self, task: Task, clock: Clock) -> None:
+        self._task, self._clock = task, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def training_pair(self, *args: Any, **more: Any) -> Any:
+        self._clock.tick()
+        return self._task.training_pair(*args, **more)
+
+
+def distilling(student: str, task: Task, config: DistillConfig, teacher: Bundle) -> Variant:
+    """A run of the step "distill", which ticks at every step."""
+
+    def run(clock: Clock) -> None:
+        with tempfile.TemporaryDirectory() as work:
+            context = Context(workdir=Path(work), parent=teacher, device="cpu")
+            ticking: Any = Ticking(task, clock)
+            distill(resnet(student), ticking, config, context)
+
+    return run
+
+
+def saved(name: str, task: Task, folder: Path) -> Bundle:
+    """An untrained network as a Bundle: speed does not depend on the weights."""
+    architecture = Architecture(name=name, kwargs={"num_classes": 10, "in_channels": 1})
+    return save_bundle(folder, resnet(name), Manifest(architecture=architecture, contract=task.contract))
+
+
 def distillation(task: Task, config: DistillConfig, rounds: int, rng: random.Random) -> dict[str, Any]:
-    """Cached over uncached teacher logits; the pass that makes them is timed too."""
-    runtime = Runtime("cpu", amp=config.amp)
-    teacher = Teacher(resnet("resnet56"), theirs=task.contract, ours=task.contract)
-    runtime.place(teacher)
-    positions = chosen_positions(len(task.samples("train")), config.max_train, 0)
-    key = cache_key("benchmark", task, positions, input_map=teacher.input_map, dtype="float32", runtime=runtime)
+    """Cached over uncached teacher signals."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        table, _, _ = cached_logits(
-            Path(folder), key, teacher=teacher, task=task, positions=positions, runtime=runtime, progress=LogProgress()
-        )
-        made_s = time.perf_counter() - start
-
-        def run(table: LogitTable | None) -> Variant:
-            objective = mixed_objective(task, config, teacher=teacher, table=table, runtime=runtime)
-            return lambda clock: engine(resnet("resnet20"), task, config, clock.watch(objective), runtime)
-
-        times = interleaved({"uncached": run(None), "cached": run(table)}, rounds, rng)
+        teacher = saved("resnet56", task, Path(folder) / "teacher")
+        kept = {"cache_teacher": True, "cache_folder": str(Path(folder) / "signals")}
+        variants = {
+            "uncached": distilling("resnet20", task, config, teacher),
+            "cached": distilling("resnet20", task, config.model_copy(update=kept), teacher),
+        }
+        times = interleaved(variants, rounds, rng)
     return summary(times) | {
         "steps_per_run": plan_run(config, config.max_train).total,
-        "amp": runtime.amp,
+        "amp": choose_amp(config.amp, torch.device("cpu")),
         "cached_over_uncached": ratio(times["cached"], times["uncached"]),
-        "making_the_cache_ms_per_batch": made_s / (config.max_train / BATCH) * 1e3,
-        "goal_cached_over_uncached": 0.75,
+        "goal_cached_over_uncached": 0.6,
     }
 
 

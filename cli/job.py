@@ -42,13 +42,14 @@ class JobConfig:
 
 def run_job(parent: Bundle, recipe: Recipe, task: Task, folder: Path, config: JobConfig) -> tuple[RunRecord, Path]:
     """The record of the run and the path of its report. Stages that are done already are reused."""
+    from .compress.apply import bundle_hashes, file_hashes
     from .models.bundle import load_bundle
 
     run = Run(folder)
     tool = _versions()
-    compressed = run.stage(
-        "compress", [parent.hash, recipe.digest, task.data_id, tool], lambda work: _compress(parent, recipe, task, work, config)
-    )
+    named = [digest for step in recipe.steps for digest in (*bundle_hashes(step), *file_hashes(step))]
+    inputs = [parent.hash, named, recipe.digest, task.data_id, tool]
+    compressed = run.stage("compress", inputs, lambda work: _compress(parent, recipe, task, work, config))
     small = load_bundle(folder / "compress" / "bundle")
     records, artifacts = [], []
     for name, bundle in (("parent", parent), ("compressed", small)):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .options import Selection
 
 
+DEFAULT_TASK = "classification"
+
+
 def keywords(pairs: Sequence[str], flag: str) -> dict[str, Any]:
     """`key=value` pairs as keyword arguments; values are Python literals (1, 0.5, true, (1, 2)) or plain words."""
     found: dict[str, Any] = {}
@@ -39,7 +42,7 @@ def literal(text: str) -> Any:
 
 
 def task_options(chosen: Selection, size: str | None) -> dict[str, Any]:
-    """Keyword arguments for the classification task on `chosen.data`."""
+    """Keyword arguments for the task on `chosen.data`."""
     options: dict[str, Any] = {
         "data": _absolute(chosen.data or ""),
         "seed": chosen.seed,
@@ -50,6 +53,11 @@ def task_options(chosen: Selection, size: str | None) -> dict[str, Any]:
     if chosen.skip_bad:
         options["skip_bad"] = True
     return options
+
+
+def task_name(chosen: Selection, own: str = "") -> str:
+    """The task that `--data` is for: the one named by --task, else `own` (the Bundle's), else classification."""
+    return chosen.task or own or DEFAULT_TASK
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -85,11 +93,12 @@ def task_of(bundle: Bundle, chosen: Selection) -> Task | None:
 
     Raises UserError when the data's classes or channels do not fit the network.
     """
+    ref = bundle.manifest.task
     if chosen.data:
-        return fitted(
-            bundle.contract, open_task("classification", task_options(chosen, chosen.size or own_size(bundle.contract)))
-        )
-    if ref := bundle.manifest.task:
+        options = task_options(chosen, chosen.size or own_size(bundle.contract))
+        return fitted(bundle.contract, open_task(task_name(chosen, ref.name if ref else ""), options))
+    _task_wants_data(chosen, ref.name if ref else "")
+    if ref:
         options = {key: tuple(v) if isinstance(v, list) else v for key, v in ref.options.items()}
         return fitted(bundle.contract, open_task(ref.name, options))
     return None
@@ -106,7 +115,7 @@ def own_size(contract: Contract) -> str | None:
 def fitted(contract: Contract, task: Task) -> Task:
     """The task with the network's own normalisation, whatever the data's statistics are.
 
-    Raises UserError when the data's channels or classes do not fit the network.
+    Raises UserError when the data's channels, classes or numbers of points do not fit the network.
     """
     mine, theirs = contract.inputs[0], task.contract.inputs[0]
     if mine.layout == "NCHW" and mine.shape[1] != theirs.shape[1]:
@@ -114,15 +123,30 @@ def fitted(contract: Contract, task: Task) -> Task:
             f"the network takes {mine.shape[1]} channels, {task.data} has {theirs.shape[1]}",
             hint="use other data, or --model-arg in_channels=",
         )
-    classes, have = contract.outputs[0].shape[-1], len(task.contract.classes)
-    if isinstance(classes, int) and have and classes != have:
-        raise UserError(
-            f"the network has {classes} classes, {task.data} has {have}",
-            hint="use the data it was trained on, or another network",
-        )
+    _check_outputs(contract.outputs[0].shape, task, hint="use the data it was trained on, or another network")
     if mine.mean and (mine.mean, mine.std) != (theirs.mean, theirs.std):
         return task.normalised_by(mine.mean, mine.std)
     return task
+
+
+def _check_outputs(shape: Sequence[int | str], task: Task, *, hint: str) -> None:
+    """None, when an output of this shape (N, …) is what the task judges. Raises UserError otherwise; free dimensions fit anything."""
+    wanted = task.contract.outputs[0].shape
+    pairs = list(zip(shape[1:], wanted[1:], strict=False))
+    if len(shape) == len(wanted) and all(a == b or isinstance(a, str) or isinstance(b, str) for a, b in pairs):
+        return
+    if task.contract.classes and len(shape) == len(wanted) == 2:
+        raise UserError(f"the network has {shape[-1]} classes, {task.data} has {wanted[-1]}", hint=hint)
+    own, its = (" × ".join(str(d) for d in dims[1:]) for dims in (shape, wanted))
+    raise UserError(f"the network gives {own} numbers an image, the task {task.name!r} on {task.data} wants {its}", hint=hint)
+
+
+def _task_wants_data(chosen: Selection, own: str = "") -> None:
+    """None, unless --task names another task than the Bundle's `own` and there is no --data for it."""
+    if chosen.task and chosen.task != own:
+        raise UserError(
+            f"--task {chosen.task} says what --data is for, and there is no --data", hint="add --data, or leave --task out"
+        )
 
 
 def open_network(path: Path, stack: ExitStack, selection: Selection) -> tuple[Bundle, Task | None]:
@@ -144,7 +168,9 @@ def open_network(path: Path, stack: ExitStack, selection: Selection) -> tuple[Bu
         raise UserError(
             f"{path} holds weights alone", hint="say which network they belong to: --model resnet20, or --model net.py:factory"
         )
-    task = open_task("classification", task_options(chosen, chosen.size)) if chosen.data else None
+    if not chosen.data:
+        _task_wants_data(chosen)
+    task = open_task(task_name(chosen), task_options(chosen, chosen.size)) if chosen.data else None
     return _wrap(path, stack, chosen.model, chosen, task), task
 
 
@@ -161,13 +187,15 @@ def _wrap(path: Path, stack: ExitStack, model: str, chosen: Selection, task: Tas
     """A checkpoint as a Bundle in a temp folder."""
     import tempfile
 
+    from .models.architectures import stock_arguments
     from .models.bundle import Manifest, save_bundle, with_output
     from .models.checkpoint import load_into, load_state
     from .models.source import parse
 
     state = load_state(path)
     kwargs = keywords(chosen.model_args, "--model-arg")
-    architecture = parse(model, kwargs if ".py:" in model else {**_zoo_defaults(task), **kwargs})
+    stock = stock_arguments(task.contract) if task and ".py:" not in model else {}
+    architecture = parse(model, {**stock, **kwargs})
     module = architecture.build()
     load_into(module, state, origin=str(path))
     contract = contract_for(with_output(module, chosen.output_name), architecture.name, task, chosen.size)
@@ -176,13 +204,6 @@ def _wrap(path: Path, stack: ExitStack, model: str, chosen: Selection, task: Tas
     )
     temp = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
     return save_bundle(temp / path.stem, module, manifest)
-
-
-def _zoo_defaults(task: Task | None) -> dict[str, Any]:
-    """num_classes and in_channels for a zoo network, from the data."""
-    if task is None:
-        return {}
-    return {"num_classes": len(task.contract.classes), "in_channels": task.contract.inputs[0].shape[1]}
 
 
 def task_ref(task: Task) -> TaskRef:
@@ -223,11 +244,7 @@ def contract_for(module: Any, name: str, task: Task | None, size: str | None) ->
             hint="check --data, --size and --model-arg (channels, classes)",
         ) from error
     if task is not None:
-        if returned.shape[-1] != len(task.contract.classes):
-            raise UserError(
-                f"the network has {returned.shape[-1]} classes, {task.data} has {len(task.contract.classes)}",
-                hint="--model-arg num_classes=…, or other data",
-            )
+        _check_outputs(tuple(returned.shape), task, hint="--model-arg num_classes=…, or other data")
         return task.contract
     layout: Layout = "NCHW" if returned.ndim == 4 else "NC" if returned.ndim == 2 else "other"
     outputs = (TensorSpec(name="output", shape=("N", *returned.shape[1:]), layout=layout),)

@@ -12,7 +12,18 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 Data = Annotated[
-    str | None, typer.Option("--data", help="fashion-mnist, digits, folder:PATH, npz:PATH, idx:DIR, cifar10:DIR, cifar100:DIR.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="What the task reads. For classification: fashion-mnist, digits, folder:PATH, npz:PATH, idx:DIR, cifar10:DIR, "
+        "cifar100:DIR.",
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="What --data is for: classification, landmarks, … Default: the Bundle's own, else classification."
+    ),
 ]
 DataArgs = Annotated[
     list[str], typer.Option("--data-arg", help="Option of the task as key=value: val_fraction=0.2, mean=(0.5,), …")
@@ -47,6 +58,7 @@ class Selection:
     model: Model = None
     model_args: ModelArgs = field(default_factory=list)
     output_name: Output_ = ""
+    task: TaskName = None
     data: Data = None
     data_args: DataArgs = field(default_factory=list)
     size: Size = None

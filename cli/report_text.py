@@ -97,7 +97,12 @@ def plain(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
+def headed(value: str) -> str:
+    """The text with its first letter large and the rest as it is: "accuracy" → "Accuracy", "NME" stays."""
+    return value[:1].upper() + value[1:]
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (si, significant, fixed, whole, percent, signed, kilobytes, size, seconds, shape, plain)
+    for function in (si, significant, fixed, whole, percent, signed, kilobytes, size, seconds, shape, plain, headed)
 }

@@ -9,19 +9,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import ConsoleProgress, output
-from .options import DataArgs, Device, Force, ModelArgs, Out, Seed, Selection, Size, SkipBad, selects
+from .options import DataArgs, Device, Force, ModelArgs, Out, Seed, Selection, Size, SkipBad, TaskName, selects
 
 if TYPE_CHECKING:
     from .compress.apply import StepDone
+    from .compress.recipe import Recipe
     from .models.bundle import Bundle
 
 Set = Annotated[list[str], typer.Option("--set", help="Training parameter as key=value: epochs=15, lr=0.1, batch_size=128, …")]
+
+Objective = Annotated[
+    str | None,
+    typer.Option("--objective", help="Distil by this objective, without a recipe: kd, kd++, … (`trimtab recipes ls`)."),
+]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        help="Who learns: a zoo name, path/to/net.py:factory, a Bundle's folder (goes on from its weights), or parent (the "
+        "same network, fresh weights).",
+    ),
+]
+StudentArgs = Annotated[
+    list[str], typer.Option("--student-arg", help="Argument of the student's factory as key=value (repeatable).")
+]
+TeacherName = Annotated[
+    str | None, typer.Option("--teacher", help="Who teaches: a Bundle's folder, or ema. Default: the checkpoint itself.")
+]
+DistilSet = Annotated[
+    list[str], typer.Option("--set", help="Parameter of the distillation as key=value: epochs=30, lr=0.1, label_weight=1, …")
+]
 
 
 def train(
     model: Annotated[str, typer.Argument(help="A zoo name (`trimtab models ls`), or path/to/net.py:factory.")],
     data: Annotated[str, typer.Option("--data", help="fashion-mnist, digits, folder:PATH, npz:PATH, …")],
     out: Out,
+    task_name: TaskName = None,
     settings: Set = [],
     model_args: ModelArgs = [],
     data_args: DataArgs = [],
@@ -33,10 +57,11 @@ def train(
 ) -> None:
     """Train a network from scratch: the baseline, as a Bundle."""
     from .loading import keywords, open_task, task_options
+    from .loading import task_name as name_of
     from .workflow import train_baseline
 
-    chosen = Selection(data=data, data_args=data_args, size=size, seed=seed, skip_bad=skip_bad)
-    task = open_task("classification", task_options(chosen, size))
+    chosen = Selection(task=task_name, data=data, data_args=data_args, size=size, seed=seed, skip_bad=skip_bad)
+    task = open_task(name_of(chosen), task_options(chosen, size))
     bundle = train_baseline(
         model,
         task,
@@ -55,21 +80,74 @@ def train(
 def compress(
     checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
     selection: Selection,
-    recipe: Annotated[Path, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")],
     out: Out,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = None,
+    objective: Objective = None,
+    student: Student = None,
+    student_args: StudentArgs = [],
+    teacher: TeacherName = None,
+    settings: DistilSet = [],
     device: Device = "auto",
     force: Force = False,
 ) -> None:
-    """Apply a recipe to a trained network; the result is a smaller Bundle."""
-    from .loading import open_network
-    from .recipes import find_recipe
+    """Apply a recipe to a trained network, or distil it into a student: the result is a smaller Bundle."""
+    from .loading import keywords, open_network
     from .workflow import compress as run
+    from .workflow import require_task, student_of_code
 
-    plan = find_recipe(recipe)
+    kwargs = keywords(student_args, "--student-arg")
+    plan = _plan(
+        recipe, objective, student=student, kwargs=kwargs, teacher=teacher, settings=settings, selection=selection, out=out
+    )
     with ExitStack() as stack:
         bundle, task = open_network(checkpoint, stack, selection)
+        if student and ".py:" in student:
+            own = require_task(task, "distilling")
+            student_of_code(student, own, out, kwargs=kwargs, seed=selection.seed, force=force)
         result = run(bundle, plan, task, out, progress=ConsoleProgress(), force=force, device=device, on_step=say_step)
     _finish(result, [])
+
+
+def _plan(
+    recipe: Path | None,
+    objective: str | None,
+    *,
+    student: str | None,
+    kwargs: dict[str, Any],
+    teacher: str | None,
+    settings: list[str],
+    selection: Selection,
+    out: Path,
+) -> Recipe:
+    """What to do: the recipe that was named, or one made of --objective and what goes with it.
+
+    Raises UserError unless exactly one of the two is given, and when an option goes with the other one.
+    """
+    from .loading import keywords
+    from .models.errors import UserError
+    from .recipes import distil_recipe, find_recipe, teaches_itself
+    from .workflow import student_model
+
+    if (recipe is None) == (objective is None):
+        what = "--recipe and --objective both say what to do" if recipe else "nothing says what to do to the network"
+        raise UserError(what, hint="give one: --recipe half (`trimtab recipes ls`), or --objective kd++ --student resnet20")
+    if objective is None:
+        given = {"--student": student, "--student-arg": kwargs, "--teacher": teacher, "--set": settings}
+        if extra := [flag for flag, value in given.items() if value]:
+            raise UserError(f"{extra[0]} goes with --objective, not with --recipe", hint=f"write it into the recipe: {recipe}")
+        return find_recipe(recipe or Path())
+    of_code = student is not None and ".py:" in student
+    plan = distil_recipe(
+        objective,
+        student=student_model(student, out) if student else None,
+        student_args={} if of_code else kwargs,
+        teacher=teacher,
+        settings=keywords(settings, "--set"),
+        seed=selection.seed,
+    )
+    if teaches_itself(plan):
+        output.say("no --student: the network is taught by itself as it was (self-distillation); it stays as large as it is")
+    return plan
 
 
 def say_step(step: StepDone) -> None:

@@ -68,7 +68,7 @@ def evaluate(
 ) -> None:
     """The task's test metrics: a Bundle in torch, an artifact in its own runtime."""
     from .export.artifact import MANIFEST, load_artifact
-    from .loading import fitted, open_network, open_task, own_size, task_options
+    from .loading import fitted, open_network, open_task, own_size, task_name, task_options
     from .models.errors import UserError
     from .workflow import channels_first, evaluate_artifact, evaluate_module, require_task
 
@@ -77,7 +77,7 @@ def evaluate(
             raise UserError("evaluating an artifact needs data", hint="add --data fashion-mnist, digits, folder:PATH, …")
         contract = channels_first(load_artifact(target).contract)
         options = task_options(selection, selection.size or own_size(contract))
-        task = fitted(contract, open_task("classification", options))
+        task = fitted(contract, open_task(task_name(selection), options))
         metrics = evaluate_artifact(target, task, limit=limit)
     else:
         with ExitStack() as stack:

@@ -87,7 +87,9 @@ def models_ls() -> None:
 
 @recipes.command("ls")
 def recipes_ls() -> None:
-    """The shipped recipes, and the methods a recipe may use."""
+    """The shipped recipes, the methods a recipe may use, and the objectives of its distillations."""
+    from .compress.distill.objectives import objectives
+    from .compress.distill.presets import presets
     from .compress.method import methods
     from .compress.recipe import load_recipe
     from .recipes import shipped
@@ -96,10 +98,16 @@ def recipes_ls() -> None:
     output.table("recipes", ("name", "steps"), [(name, " → ".join(s.kind for s in r.steps)) for name, r in loaded.items()])
     output.say()
     output.table("methods", ("kind", "what", "source"), [(e.name, e.card.title, e.card.source) for e in methods])
+    output.say()
+    rows = [(f"preset {name}", p.title, p.source) for name, p in presets.items()]
+    rows += [(f"term {e.name}", e.card.title, e.card.source) for e in objectives]
+    output.table("objectives", ("name", "what", "source"), rows)
     output.result(
         {
             "recipes": {n: [s.kind for s in r.steps] for n, r in loaded.items()},
             "methods": [{"kind": e.name, **vars(e.card)} for e in methods],
+            "presets": [{"name": name, **vars(preset)} for name, preset in presets.items()],
+            "objectives": [{"kind": e.name, **vars(e.card)} for e in objectives],
         }
     )
 
@@ -118,7 +126,7 @@ def recipes_new(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write; standard output without it.")] = None,
     force: Force = False,
 ) -> None:
-    """A commented recipe with every parameter, its default and its meaning."""
+    """A commented recipe with every parameter, its default and its meaning; for distill also every objective."""
     from .models import files
     from .recipes import commented
 

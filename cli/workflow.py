@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .models.contract import Contract
     from .models.tasks.task import Task
 
-WORK = ".work"
+WORK, STUDENT = ".work", "student"
 
 
 def train_baseline(
@@ -50,18 +50,43 @@ def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], s
     """A freshly initialised network as a Bundle: the start of a training run, and the same at every resume."""
     import torch
 
-    from .models.architectures import architectures
+    from .models.architectures import architectures, stock_arguments
     from .models.source import parse
 
-    spec = task.contract.inputs[0]
-    defaults = {"num_classes": len(task.contract.classes), "in_channels": spec.shape[1]}
-    architecture = parse(model, {**defaults, **kwargs} if model in architectures else kwargs)
+    architecture = parse(model, {**stock_arguments(task.contract), **kwargs} if model in architectures else kwargs)
     torch.manual_seed(seed)
     module = architecture.build()
     if processes.is_main():
         save_bundle(folder, module, Manifest(architecture=architecture, contract=task.contract, task=reference), force=True)
     processes.wait()
     return load_bundle(folder)
+
+
+def student_model(text: str, out: Path) -> str:
+    """`--student` as a recipe says it: a zoo name or "parent" as it is, a Bundle's folder as its whole path, and for code
+    (`file.py:factory`) the folder where `student_of_code` puts the untrained network. Raises UserError for a file alone."""
+    if ".py:" in text:
+        return str((out / WORK / STUDENT).resolve())
+    if text.endswith(".py"):
+        raise UserError(
+            f"--student {text} names a file but no factory", hint=f"--student {text}:NAME, NAME what returns the module"
+        )
+    from .models.architectures import architectures
+
+    folder = Path(text).expanduser()
+    return str(folder.resolve()) if text not in architectures and (folder / MANIFEST).exists() else text
+
+
+def student_of_code(text: str, task: Task, out: Path, *, kwargs: dict[str, Any], seed: int, force: bool) -> Bundle:
+    """The network that the user's `file.py:factory` makes, untrained, as a Bundle in `out`'s work folder."""
+    from .loading import task_ref
+
+    files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
+    try:
+        return untrained(text, task, out / WORK / STUDENT, kwargs=kwargs, seed=seed, reference=task_ref(task))
+    except UserError as error:  # the same words as for --model and --model-arg
+        what, hint = (part.replace("--model", "--student") for part in (error.what, error.hint))
+        raise UserError(what, hint=hint) from error
 
 
 def compress(

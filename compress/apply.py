@@ -59,9 +59,9 @@ def run_recipe(
     current = parent
     for index, config in enumerate(recipe.steps, 1):
         folder = workdir / f"{index:02d}-{config.kind}"
-        key = files.digest_of(
-            [parent.hash, current.hash, config.model_dump(mode="json"), recipe.seed, task.data_id if task else ""]
-        )
+        made = tuple(step.bundle for step in done)
+        before = [parent.hash, *(bundle.hash for bundle in made), *bundle_hashes(config), *file_hashes(config)]
+        key = files.digest_of([before, config.model_dump(mode="json"), recipe.seed, task.data_id if task else ""])
         step = _reuse(folder, key, index, config) or _run(
             parent,
             current,
@@ -70,6 +70,7 @@ def run_recipe(
             folder,
             key,
             index=index,
+            steps=made,
             seed=recipe.seed,
             progress=progress or LogProgress(),
             device=device,
@@ -79,6 +80,17 @@ def run_recipe(
         if on_step:
             on_step(step)
     return done
+
+
+def bundle_hashes(config: MethodConfig) -> list[str]:
+    """The hashes of the other Bundles that a step names. Raises UserError for a folder that holds none."""
+    return [load_bundle(Path(folder).expanduser()).hash for folder in config.bundles()]
+
+
+def file_hashes(config: MethodConfig) -> list[str]:
+    """The hashes of the other files that a step names; a missing one is for the step to refuse."""
+    paths = [Path(name).expanduser() for name in config.files()]
+    return [files.sha256(path) if path.is_file() else "" for path in paths]
 
 
 def _reuse(folder: Path, key: str, index: int, config: MethodConfig) -> StepDone | None:
@@ -102,6 +114,7 @@ def _run(
     key: str,
     *,
     index: int,
+    steps: tuple[Bundle, ...],
     seed: int,
     progress: Progress,
     device: str,
@@ -114,7 +127,7 @@ def _run(
         files.write_text(folder / "key", key)
     processes.wait()
     started = time.monotonic()
-    context = Context(workdir=work, parent=parent, seed=seed, device=device, progress=progress)
+    context = Context(workdir=work, parent=parent, seed=seed, device=device, progress=progress, steps=steps)
     result = methods.get(config.kind).apply(current.module(), task, config, context)
     if processes.is_main():
         _save(current, config, task, folder, key, result, seed=seed, seconds=time.monotonic() - started)
@@ -137,7 +150,6 @@ def _save(
     seconds: float,
 ) -> None:
     """The step's Bundle, then `stage.json`, then nothing of its scratch work."""
-    plan = current.plan.then(result.plan) if result.plan is not None else current.plan
     lineage = Lineage(
         step=config.kind,
         parent=current.hash,
@@ -147,9 +159,10 @@ def _save(
         tool_versions=tool_versions(),
     )
     manifest = current.manifest.model_copy(
-        update={"plan": plan.model_dump(mode="json"), "metrics": {}, "lineage": (*current.manifest.lineage, lineage)}
+        update={**_structure(current, result), "metrics": {}, "lineage": (*current.manifest.lineage, lineage)}
     )
-    save_bundle(folder / "bundle", result.module, manifest, code=current.folder / CODE, force=True)
+    code = current.folder / CODE if result.architecture is None else result.code
+    save_bundle(folder / "bundle", result.module, manifest, code=code, force=True)
     files.write_json(
         folder / STAGE,
         {
@@ -163,6 +176,14 @@ def _save(
         },
     )
     shutil.rmtree(folder / "work", ignore_errors=True)
+
+
+def _structure(current: Bundle, result: Result) -> dict[str, Any]:
+    """The manifest's fields that say how the network is built, where the step changed them."""
+    if result.architecture is not None:
+        plan = result.plan.model_dump(mode="json") if result.plan else {"edits": []}
+        return {"architecture": result.architecture, "output": result.output, "plan": plan}
+    return {"plan": current.plan.then(result.plan).model_dump(mode="json")} if result.plan is not None else {}
 
 
 def tool_versions(names: tuple[str, ...] = TOOLS) -> dict[str, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Cost:
     outputs: dict[str, tuple[int, ...]] = {}
     hooks = [m.register_forward_hook(_shape_recorder(outputs, name)) for name, m in module.named_modules()]
     training = module.training
-    counter, peak = FlopCounterMode(display=False), _LivePeak()
+    counter, peak = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION), _LivePeak()
     try:
         module.eval()
         with torch.no_grad(), peak, counter:
@@ -81,6 +81,15 @@ def count(module: nn.Module, inputs: Sequence[Tensor]) -> Cost:
         activation_peak_bytes=peak.bytes + sum(t.numel() * t.element_size() for t in inputs),
         layers=tuple(layer for layer in layers if layer.macs or layer.params),
     )
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """The operations of the two products of scaled dot-product attention, from the shapes of its operands."""
+    return sdpa_flop_count(query, key, value)
+
+
+# torch counts attention in its GPU kernels and, decomposed, in matrix products; the CPU's own fused kernel it forgets
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 def _shape_recorder(outputs: dict[str, tuple[int, ...]], name: str) -> Any:

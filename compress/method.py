@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..models.bundle import Bundle
+    from ..models.source import Architecture
     from ..models.surgery import SurgeryPlan
     from ..models.tasks.task import Task
 
@@ -27,6 +28,14 @@ class MethodConfig(BaseModel):
 
     kind: str
     version: int = 1
+
+    def bundles(self) -> tuple[str, ...]:
+        """The folders of other Bundles that the step reads: when one of them changes, the step is made again."""
+        return ()
+
+    def files(self) -> tuple[str, ...]:
+        """The other files that the step reads, with the same effect."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class MethodCard:
 class Context:
     """Where a step runs: its scratch folder (checkpoints live there until the step is done), its seed and its neighbours.
 
-    `parent` is the Bundle that entered the recipe: the teacher, unless a step names another.
+    `parent` is the Bundle that entered the recipe: the teacher, unless a step names another. `steps` are the Bundles that the
+    recipe's finished steps made, in order.
     """
 
     workdir: Path
@@ -53,16 +63,24 @@ class Context:
     seed: int = 0
     device: str = "auto"
     progress: Progress = field(default_factory=LogProgress)
+    steps: tuple[Bundle, ...] = ()
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a step made: the module, the surgery it did on top of what was done before (None: structure untouched), its figures."""
+    """What a step made: the module, the surgery it did on top of what was done before (None: structure untouched), its figures.
+
+    With `architecture` the module is another network than the one before: `plan` is then its whole surgery, `output` the entry it
+    picks of what it returns, and `code` its Python file, when it is a user's own.
+    """
 
     module: nn.Module
     plan: SurgeryPlan | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    architecture: Architecture | None = None
+    output: str = ""
+    code: Path | None = None
 
 
 class Apply(Protocol):
@@ -80,7 +98,11 @@ class Method:
 
 
 methods: Registry[Method, MethodCard] = Registry(
-    "recipe step", modules=tuple(f"trimtab.compress.{name}" for name in ("structured", "finetune", "distill.method"))
+    "recipe step",
+    modules=tuple(
+        f"trimtab.compress.{name}"
+        for name in ("structured", "finetune", "keep_features", "distill.method", "student", "procedures.mae")
+    ),
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .contract import Contract
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -25,7 +26,19 @@ architectures: Registry[Callable[..., nn.Module], ArchitectureCard] = Registry(
     "architecture",
     modules=tuple(
         f"trimtab.models.zoo.{name}"
-        for name in ("resnet", "vgg", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite")
+        for name in ("resnet", "vgg", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite", "vit")
     ),
 )
 """Factories: `architectures.get("resnet20")(num_classes=10, in_channels=1, …) -> nn.Module`, all arguments keyword-only."""
+
+
+def stock_arguments(contract: Contract) -> dict[str, int]:
+    """`num_classes` and `in_channels` of a zoo network with this contract's output width and input channels.
+
+    The width is what the output's last dimension says, whether its numbers are classes or coordinates. A free dimension is left out.
+    """
+    sizes = {
+        "num_classes": contract.outputs[0].shape[-1],
+        "in_channels": contract.inputs[0].shape[contract.inputs[0].channel_axis],
+    }
+    return {name: size for name, size in sizes.items() if isinstance(size, int)}

@@ -10,15 +10,17 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .errors import UserError
+from .prefix import PrefixLinear
 
-Side = Literal["out", "in", "param"]
+Side = Literal["out", "in", "param", "prefix"]
 
 
 class Edit(BaseModel):
     """Kept channels along one dimension of one module or parameter.
 
-    `path` is a module's name (side "out" or "in") or a bare parameter's (side "param", along `dim`). `kept` indexes the
-    dimension as it was in the *original* architecture, in ascending order; `size` is that original size.
+    `path` is a module's name (side "out", "in" or "prefix") or a bare parameter's (side "param", along `dim`). `kept` indexes the
+    dimension as it was in the *original* architecture, in ascending order; `size` is that original size. "prefix" cuts the
+    inputs of a linear layer that goes on being fed all of them: it reads the first ones, so `kept` is 0, 1, … k−1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,25 +41,32 @@ class SurgeryPlan(BaseModel):
 
     def then(self, later: SurgeryPlan) -> SurgeryPlan:
         """One plan that does this one, then `later` (whose indices count on the already edited network)."""
-        merged = {(e.path, e.side, e.dim): e for e in self.edits}
+        merged = list(self.edits)
+        last = {_dimension(e): i for i, e in enumerate(merged)}
         for edit in later.edits:
-            key = (edit.path, edit.side, edit.dim)
-            if key in merged:
-                before = merged[key]
-                if len(before.kept) != edit.size:
-                    raise ValueError(
-                        f"{edit.path} ({edit.side}): the later plan expects {edit.size} channels, there are {len(before.kept)}"
-                    )
-                merged[key] = before.model_copy(update={"kept": tuple(before.kept[i] for i in edit.kept)})
-            else:
-                merged[key] = edit
-        return SurgeryPlan(edits=tuple(merged.values()))
+            at = last.get(_dimension(edit))
+            before = merged[at] if at is not None else None
+            if before is not None and len(before.kept) != edit.size:
+                raise ValueError(
+                    f"{edit.path} ({edit.side}): the later plan expects {edit.size} channels, there are {len(before.kept)}"
+                )
+            if at is not None and before is not None and before.side == edit.side:
+                merged[at] = before.model_copy(update={"kept": tuple(before.kept[i] for i in edit.kept)})
+            else:  # "in" and "prefix" cut the same dimension in two ways: one after the other
+                last[_dimension(edit)] = len(merged)
+                merged.append(edit)
+        return SurgeryPlan(edits=tuple(merged))
 
     def replay(self, module: nn.Module) -> nn.Module:
         """`module`, cut in place to the plan. Raises UserError when the plan is for another network."""
         for edit in self.edits:
             _apply(module, edit)
         return module
+
+
+def _dimension(edit: Edit) -> tuple[str, str, int]:
+    """What an edit cuts: edits of one dimension depend on their order, all others commute."""
+    return edit.path, "in" if edit.side == "prefix" else edit.side, edit.dim
 
 
 def _apply(root: nn.Module, edit: Edit) -> None:
@@ -72,7 +81,25 @@ def _apply(root: nn.Module, edit: Edit) -> None:
             owner, name, nn.Parameter(_select(parameter.detach(), edit.dim, edit.kept), requires_grad=parameter.requires_grad)
         )
         return
+    if edit.side == "prefix":
+        _shorten(root, edit)
+        return
     _cut_module(_submodule(root, edit.path), edit)
+
+
+def _shorten(root: nn.Module, edit: Edit) -> None:
+    """The linear layer at the edit's path replaced by one that reads its first inputs alone."""
+    layer = _submodule(root, edit.path)
+    if not edit.path or not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, PrefixLinear):
+        raise UserError(
+            f"the surgery plan shortens {edit.path!r}, a {type(layer).__name__}: only a Linear inside a network can be",
+            hint=_HINT,
+        )
+    _expect(edit, layer.in_features)
+    if not edit.kept or edit.kept != tuple(range(len(edit.kept))):
+        raise UserError(f"the surgery plan's prefix of {edit.path!r} is not the first of its inputs", hint=_HINT)
+    owner_path, _, name = edit.path.rpartition(".")
+    setattr(_submodule(root, owner_path), name, PrefixLinear.of(layer, len(edit.kept)))
 
 
 _HINT = "the Bundle's plan and its architecture do not belong together; check --model"

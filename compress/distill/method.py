@@ -80,6 +80,15 @@ class DistillConfig(TrainConfig, MethodConfig):
         weight, terms = (1.0, self.objectives) if self.objectives else expand(self.objective)
         return weight if self.label_weight is None else self.label_weight, terms
 
+    def bundles(self) -> tuple[str, ...]:
+        """The folders of the teachers that are named by one."""
+        named = [self.teacher, *(getattr(term, "teacher", "") for term in self.terms()[1])]
+        return tuple(dict.fromkeys(n for n in named if n not in ("", "parent", "ema") and not n.startswith("step:")))
+
+    def files(self) -> tuple[str, ...]:
+        """The files that terms read."""
+        return tuple(dict.fromkeys(name for term in self.terms()[1] for name in term.files()))
+
     def identity(self) -> dict[str, Any]:
         """What decides the run's result: all but how it is carried out, and where signals are kept."""
         return {name: value for name, value in super().identity().items() if name != "cache_folder"}
@@ -138,7 +147,7 @@ def distill(module: nn.Module, task: Task | None, config: DistillConfig, context
             objective=objective,
             context=context,
             label="distill",
-            identity={"teachers": setup.hashes()},
+            identity={"teachers": setup.hashes(), "terms": [term.identity for term in terms]},
             runtime=runtime,
         )
     finally:

@@ -33,6 +33,10 @@ class TermConfig(BaseModel):
             raise ValueError(f"warmup {self.warmup} must not exceed until {self.until}: the term would never reach its weight")
         return self
 
+    def files(self) -> tuple[str, ...]:
+        """The files that the term reads: when one of them changes, the step is made again."""
+        return ()
+
     def weight_at(self, done: float) -> float:
         """The weight after `done` (0…1) of the run."""
         if done >= self.until and self.until < 1:
@@ -68,7 +72,27 @@ class ObjectiveKind:
 
 objectives: Registry[ObjectiveKind, ObjectiveCard] = Registry(
     "distillation objective",
-    modules=tuple(f"trimtab.compress.distill.{name}" for name in ("kd",)),
+    modules=tuple(
+        f"trimtab.compress.distill.{name}"
+        for name in (
+            "aspects",
+            "binary_kl",
+            "cosine",
+            "dist",
+            "dkd",
+            "dual_head",
+            "hints",
+            "kd",
+            "landmarks",
+            "logit_mse",
+            "masking",
+            "multi_sample",
+            "nd",
+            "nested_dropout",
+            "relations",
+            "tokens",
+        )
+    ),
 )
 
 Build = Callable[[Any, "Setup"], "Term"]

@@ -105,6 +105,15 @@ class RunSetup:
         finally:
             live.remove()
 
+    def teacher_module(self, path: str, which: str = "") -> nn.Module:
+        """A module of a teacher (of the average: the student's, which it is a copy of). Raises UserError with a did-you-mean."""
+        from ...models.bundle import bare
+
+        if (which or self.config.teacher) == EMA:
+            return self.student_module(path)
+        teacher, _ = self.teacher(which)
+        return module_at(bare(teacher.network), path, whose="teacher")
+
     def training_signal(self, tap: str, which: str = "") -> Tensor:
         """A teacher's tap over the training split, clean views, (n, …) float32: row i = positions()[i]. One pass, kept on disk."""
         wanted = (tap, LOGITS) if self.config.cache_teacher and tap != LOGITS else (tap,)
@@ -132,6 +141,12 @@ class RunSetup:
         wanted: dict[str, dict[str, None]] = {}
         for term in terms:
             for need in term.teachers:
+                live = (need.which or self.config.teacher) == EMA
+                if term.same_view and self.config.cache_teacher and self.config.augment and not live:
+                    raise UserError(
+                        "cache_teacher keeps what the teacher sees in clean views, and a term compares it with augmented targets",
+                        hint="set cache_teacher = false, or augment = false",
+                    )
                 wanted.setdefault(need.which or self.config.teacher, {}).update(dict.fromkeys(need.taps))
         return {which: self._source(which, tuple(taps), average) for which, taps in wanted.items()}
 

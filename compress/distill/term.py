@@ -50,7 +50,9 @@ class Term:
     is the input of the classifier, pooled to (N, d). `head` is trained with the student and never leaves the run: it is called
     inside the student's forward pass, in training mode only, with the mapping of these taps. `hooks` puts hooks on the student
     for the run (they must do nothing when it is not in training mode) and returns their handles. `aligned` asks for one-way
-    gradient alignment against the rest of the loss.
+    gradient alignment against the rest of the loss. `same_view` says that its teachers must see the very view that the targets of
+    the step belong to: signals cached on clean views won't do for augmented ones. `identity` is a digest of what the term learns from beside the task and its
+    teachers: a run that was stopped does not go on with another.
     """
 
     loss: Callable[[Signals], Tensor]
@@ -59,6 +61,8 @@ class Term:
     head: nn.Module | None = None
     hooks: Callable[[nn.Module], Sequence[RemovableHandle]] | None = None
     aligned: bool = False
+    same_view: bool = False
+    identity: str = ""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -79,6 +83,9 @@ class Setup(Protocol):
 
     def student_module(self, path: str) -> nn.Module:
         """A module of the student. Raises UserError with a did-you-mean for a path that is not there."""
+
+    def teacher_module(self, path: str, which: str = "") -> nn.Module:
+        """A module of a teacher. Raises UserError with a did-you-mean for a path that is not there."""
 
     def training_signal(self, tap: str, which: str = "") -> Tensor:
         """A teacher's tap over the whole training split, clean views: (n, …) float32, row i = position positions()[i]."""

@@ -50,19 +50,22 @@ class FileImages:
 
     def _decode(self, path: str) -> np.ndarray:
         channels, height, width = self.shape
-        try:
-            with Image.open(path) as image:
-                plain = _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(
-                f"{path} can no longer be read: {error}", hint="it was readable when the folder was opened"
-            ) from None
+        plain = decoded(path, channels=channels)
         fitted = plain if plain.size == (width, height) else ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
         return np.atleast_3d(np.asarray(fitted)).transpose(2, 0, 1)
 
 
+def decoded(path: str, *, channels: int) -> Image.Image:
+    """The picture, turned upright by its EXIF tag, as 8-bit grey (1 channel) or RGB (3). Raises UserError when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return _eight_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} can no longer be read: {error}", hint="it was readable when the folder was opened") from None
+
+
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What the first look at a file told: its digest, its size (H, W) after rotation, whether it is grey; or what is wrong."""
 
     digest: str = ""
@@ -93,8 +96,8 @@ def open_folder(root: Path, *, size: tuple[int, int] | None, skip_bad: bool) -> 
     for folder in parts.values():
         _same_classes(classes, folder, parts["train"])
     listed = {name: _list_files(folder, classes) for name, folder in parts.items()}
-    looks = _look_at_all([path for files in listed.values() for path, _ in files])
-    _report_bad({path: look.problem for path, look in looks.items() if look.problem}, total=len(looks), skip_bad=skip_bad)
+    looks = look_at_all([path for files in listed.values() for path, _ in files])
+    report_bad({path: look.problem for path, look in looks.items() if look.problem}, total=len(looks), skip_bad=skip_bad)
     good = {name: [(path, label) for path, label in files if not looks[path].problem] for name, files in listed.items()}
     for name, files in good.items():
         _every_class(files, classes, parts[name])
@@ -152,14 +155,14 @@ def _every_class(files: list[tuple[Path, int]], classes: tuple[str, ...], folder
         )
 
 
-def _look_at_all(paths: list[Path]) -> dict[Path, _Found]:
+def look_at_all(paths: list[Path]) -> dict[Path, Found]:
     """What each file is, in order, looked at by several threads."""
 
     def portions() -> Iterator[list[Path]]:
         for start in range(0, len(paths), 2048):
             yield paths[start : start + 2048]
 
-    looks: dict[Path, _Found] = {}
+    looks: dict[Path, Found] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for portion in portions():
             looks.update(zip(portion, pool.map(_look, portion), strict=True))
@@ -168,22 +171,23 @@ def _look_at_all(paths: list[Path]) -> dict[Path, _Found]:
     return looks
 
 
-def _look(path: Path) -> _Found:
+def _look(path: Path) -> Found:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             if image.mode == "F":
-                return _Found(problem="holds floating-point pixels, which have no fixed range")
+                return Found(problem="holds floating-point pixels, which have no fixed range")
             width, height = ImageOps.exif_transpose(image).size
-            return _Found(hashlib.sha256(data).hexdigest(), (height, width), image.mode in GREY_MODES)
+            return Found(hashlib.sha256(data).hexdigest(), (height, width), image.mode in GREY_MODES)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow's message ends in the address of our buffer, which helps nobody
         said = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        return _Found(problem=said)
+        return Found(problem=said)
 
 
-def _report_bad(bad: dict[Path, str], *, total: int, skip_bad: bool) -> None:
+def report_bad(bad: dict[Path, str], *, total: int, skip_bad: bool) -> None:
+    """None; a warning that names the broken files when `skip_bad`. Raises UserError that names them otherwise."""
     if not bad:
         return
     lines = [f"  {path}: {problem}" for path, problem in list(bad.items())[:10]]

@@ -25,14 +25,14 @@ def open_npz(path: Path) -> Dataset:
 
     Raises UserError for missing keys, pickled content (never loaded), and shapes, types or ranges that fit no image.
     """
-    arrays = _read(path)
-    x_train, x_test = (_pixels(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test"))
+    arrays = read_arrays(path, needed=NEEDED, optional=OPTIONAL)
+    x_train, x_test = (image_pixels(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test"))
     names = _names(arrays, path)
     train = ArrayImages(x_train, _labels(arrays["y_train"], len(x_train), len(names), f"y_train in {path}"))
     test = ArrayImages(x_test, _labels(arrays["y_test"], len(x_test), len(names), f"y_test in {path}"))
     val = None
     if "x_val" in arrays:
-        x_val = _pixels(arrays["x_val"], f"x_val in {path}")
+        x_val = image_pixels(arrays["x_val"], f"x_val in {path}")
         val = ArrayImages(x_val, _labels(arrays["y_val"], len(x_val), len(names), f"y_val in {path}"))
     for key, part in (("x_test", test), ("x_val", val)):
         if part is not None and part.shape != train.shape:
@@ -43,9 +43,10 @@ def open_npz(path: Path) -> Dataset:
     return Dataset(train, val, test, names, flips=False, content=content)
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *, needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays under these keys. Raises UserError for missing keys, pickled content (never loaded) and damaged files."""
     damaged = (
-        "the file is damaged or of another kind; " + f"save with np.savez(path, {', '.join(f'{key}=…' for key in NEEDED)})"
+        "the file is damaged or of another kind; " + f"save with np.savez(path, {', '.join(f'{key}=…' for key in needed)})"
     )
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz archive", hint=damaged)
@@ -57,8 +58,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 f"{path} unpacks to {unpacked} bytes", hint=f"at most {LIMIT_BYTES} are read; use folder:PATH for more"
             )
         with np.load(path, allow_pickle=False) as file:
-            _check_keys(set(file.files), path)
-            return {key: file[key] for key in (*NEEDED, *OPTIONAL) if key in file.files}
+            _check_keys(set(file.files), path, needed, optional)
+            return {key: file[key] for key in (*needed, *optional) if key in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise UserError(
@@ -68,19 +69,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a readable .npz: {error}", hint=damaged) from None
 
 
-def _check_keys(keys: set[str], path: Path) -> None:
-    missing = [key for key in NEEDED if key not in keys]
-    if len(keys & {"x_val", "y_val"}) == 1:
+def _check_keys(keys: set[str], path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    missing = [key for key in needed if key not in keys]
+    if "x_val" in optional and len(keys & {"x_val", "y_val"}) == 1:
         missing += sorted({"x_val", "y_val"} - keys)
     if missing:
         raise UserError(
             f"{path} lacks {', '.join(missing)}; it has {', '.join(sorted(keys)) or 'nothing'}",
-            hint=f"needed: {', '.join(NEEDED)}; optional: {', '.join(OPTIONAL)}",
+            hint=f"needed: {', '.join(needed)}; optional: {', '.join(optional)}",
         )
 
 
-def _pixels(values: np.ndarray, where: str) -> np.ndarray:
-    """uint8 (N, C, H, W)."""
+def image_pixels(values: np.ndarray, where: str) -> np.ndarray:
+    """uint8 (N, C, H, W) of images uint8 or float in 0…1, channels first, last or none. Raises UserError naming `where`."""
     if values.ndim == 3:
         values = values[:, None]
     elif values.ndim == 4:

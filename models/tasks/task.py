@@ -87,5 +87,7 @@ class TaskCard:
     data: str
 
 
-tasks: Registry[Callable[..., Task], TaskCard] = Registry("task", modules=("trimtab.models.tasks.classification",))
+tasks: Registry[Callable[..., Task], TaskCard] = Registry(
+    "task", modules=tuple(f"trimtab.models.tasks.{name}" for name in ("classification", "landmarks"))
+)
 """Task factories: `tasks.get("classification")(data="fashion-mnist", seed=0, …) -> Task`."""

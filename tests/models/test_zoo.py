@@ -117,7 +117,7 @@ class TestContract:
         module = build(name).eval()
         with torch.no_grad():
             logits = module(images(1, *entry.card.input))
-        assert logits.shape == (1, 10 if entry.card.input[1] == 32 else 1000)
+        assert logits.shape == (1, 10 if entry.card.input[1] <= 32 else 1000)
         assert logits.isfinite().all()
         assert entry.card.title
         assert entry.card.source

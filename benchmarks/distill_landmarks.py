@@ -1,0 +1,118 @@
+"""KD-Loss for landmarks on drawn faces of a low-rank shape model: tough and tolerant teachers, and shuffled ones as the control."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from distill_fashion import KEPT, cached
+from torch import nn
+from trials import Claim
+
+from trimtab.compress.distill.method import DistillConfig, distill
+from trimtab.compress.finetune import FinetuneConfig, finetune
+from trimtab.compress.method import Context
+from trimtab.compress.train import Runtime, evaluate
+from trimtab.models.architectures import architectures
+from trimtab.models.bundle import Bundle, Manifest, load_bundle, save_bundle
+from trimtab.models.source import Architecture
+from trimtab.models.tasks.task import Task, tasks
+
+TEACHER = ("resnet14", 0.5, 12.0)
+STUDENT = ("resnet8", 0.25)
+
+
+def shapes(**more: Any) -> Task:
+    """Drawn faces of 21 points; 1 000 training images of the 3 600, so that there is something to learn from a teacher."""
+    return tasks.get("landmarks")(data="shapes", **more)
+
+
+def network(name: str, width: float, task: Task, seed: int) -> nn.Module:
+    """A fresh network with one output per coordinate."""
+    torch.manual_seed(seed)
+    return architectures.get(name)(num_classes=int(task.contract.outputs[0].shape[-1]), in_channels=1, width=width)
+
+
+def teacher(soft: float) -> Bundle:
+    """Tough (soft = 0: the true points) or tolerant (the shape model's), trained here and kept between runs."""
+    folder = KEPT / f"landmarks-soft-{soft:g}"
+    if (folder / "bundle.json").exists():
+        return load_bundle(folder)
+    task = shapes(soft=soft)
+    name, width, epochs = TEACHER
+    net = network(name, width, task, 0)
+    config = FinetuneConfig(epochs=epochs, optimizer="adamw", lr=2e-3, batch_size=64, augment=True)
+    with tempfile.TemporaryDirectory() as work:
+        finetune(net, task, config, Context(workdir=Path(work), parent=None, device="cpu"))  # type: ignore[arg-type]
+    kwargs = {"num_classes": int(task.contract.outputs[0].shape[-1]), "in_channels": 1, "width": width}
+    architecture = Architecture(name=name, kwargs=kwargs)
+    return save_bundle(folder, net, Manifest(architecture=architecture, contract=task.contract), force=True)
+
+
+def nme(net: nn.Module, task: Task) -> dict[str, float]:
+    """Mean error over the test images in percent of the distance between the eyes, and the share of failures above 8 %."""
+    figures = evaluate(net, task, "test", runtime=Runtime("cpu"))
+    return {"nme": 100 * figures["nme"], "failure_0.08": figures["failure_0.08"]}
+
+
+def landmarks_claim(seeds: int) -> None:
+    """Full loss < main alone < L2 in NME; shuffled teachers as the control."""
+    tough, tolerant = teacher(0.0), teacher(0.9)
+    hard, soft = str(tough.folder), str(tolerant.folder)
+    main = {"kind": "landmark-main", "weight": 2.0, "teacher": soft}
+
+    def assist(which: str, **more: Any) -> dict[str, Any]:
+        return {"kind": "assistive", "teacher": which, **more}
+
+    released = {"ramp": "step", "beta": 0.15}
+    arms: dict[str, list[dict[str, Any]] | None] = {
+        "L2": None,
+        "L1": None,
+        "main": [main],
+        "main + tough": [main, assist(hard)],
+        "main + tolerant": [main, assist(soft)],
+        "full": [main, assist(hard), assist(soft)],
+        "full, released constants": [
+            main,
+            assist(hard, alpha=1.9, alpha_neg=0.45, **released),
+            assist(soft, alpha=1.8, alpha_neg=0.4, **released),
+        ],
+        "full, shuffled teachers": [main, assist(hard, shuffle=True), assist(soft, shuffle=True)],
+    }
+    task, straight = shapes(max_train=1000), shapes(max_train=1000, loss="l1")
+    training = {
+        "epochs": 20.0,
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "batch_size": 64,
+        "augment": False,
+        "max_eval": 64,
+        "checkpoint_s": 1000,
+    }
+    about = {
+        "data": "drawn faces of 21 points (a synthetic shape model), 1000 training and 1000 test images of 48×48",
+        "teacher": f"{TEACHER[0]}, width {TEACHER[1]}, trained on 3600 images",
+        "teachers_test": {"tough": nme(tough.module(), task), "tolerant": nme(tolerant.module(), task)},
+        "student": STUDENT,
+        "arms": {name: [{k: v for k, v in t.items() if k != "teacher"} for t in terms or []] for name, terms in arms.items()},
+        "training": training,
+        "figures": "NME in percent of the distance between the eyes; share of images above 8 %",
+    }
+
+    def trial(name: str, seed: int) -> dict[str, float]:
+        net = network(*STUDENT, task, seed)
+        terms = arms[name]
+        with tempfile.TemporaryDirectory() as work:
+            context = Context(workdir=Path(work), parent=tough, seed=seed, device="cpu")
+            if terms is None:
+                finetune(net, straight if name == "L1" else task, FinetuneConfig(**training), context)
+            else:
+                distill(net, task, DistillConfig(**cached(**training), objectives=terms, label_weight=0.0), context)
+        return nme(net, task)
+
+    Claim("landmarks", about).run(list(arms), seeds, trial)
+
+
+CLAIMS = {"landmarks": landmarks_claim}
