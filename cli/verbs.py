@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import verbs_compress, verbs_export, verbs_info, verbs_run
+from . import verbs_aspects, verbs_compress, verbs_export, verbs_info, verbs_run
 
 
 def register(app: typer.Typer) -> None:
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         verbs_info.convert_checkpoint,
     ):
         app.command(name=verb.__name__.replace("_", "-"))(verb)
+    app.add_typer(verbs_aspects.aspects, name="aspects")
     app.add_typer(verbs_info.models, name="models")
     app.add_typer(verbs_info.recipes, name="recipes")
     app.add_typer(verbs_info.devices, name="devices")

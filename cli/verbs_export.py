@@ -13,6 +13,7 @@ from .console import ConsoleProgress, output
 from .options import Force, Limit, Out, Precision, Seed, Selection, To, listed, selects
 
 if TYPE_CHECKING:
+    from .compress.apply import StepDone
     from .devices.measurement import ProfileResult
     from .export.convert import Converted
 
@@ -24,25 +25,66 @@ def export(
     to: To,
     out: Out,
     precision: Precision = None,
+    keep_features: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-features",
+            min=0,
+            help="Keep the first K features before the classifier, of a network trained with nested dropout; 0: as few as the "
+            "validation data allows.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
     from .export.convert import convert, file_source, plan_formats
     from .loading import open_network
-    from .workflow import export_bundle
+    from .models.errors import UserError
+    from .workflow import export_bundle, shortened
 
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     if network.suffix == ".onnx":
+        if keep_features is not None:
+            raise UserError("--keep-features cuts a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
         made = convert(file_source(network), pairs, out, seed=selection.seed, force=force, on_artifact=say_artifact)
     else:
         with ExitStack() as stack:
             bundle, task = open_network(network, stack, selection)
             label = network.stem if network.is_file() else bundle.folder.resolve().name
+            origin = {}
+            if keep_features is not None:
+                step = shortened(bundle, keep_features, task, stack, seed=selection.seed)
+                say_features(step)
+                origin = {"parent_hash": bundle.hash, "keep_features": str(step.figures["k"])}
+                bundle = step.bundle
             made = export_bundle(
-                bundle, pairs, out, task=task, label=label, seed=selection.seed, force=force, on_artifact=say_artifact
+                bundle,
+                pairs,
+                out,
+                task=task,
+                label=label,
+                origin=origin,
+                seed=selection.seed,
+                force=force,
+                on_artifact=say_artifact,
             )
     output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
     return 0 if all(c.ok for c in made) else 1
+
+
+def say_features(step: StepDone) -> None:
+    """How many features were kept, what that does to accuracy and cost, and how they were cut."""
+    f = step.figures
+    accuracy = ""
+    if "val_after" in f:
+        before, after = f["val_before"]["accuracy"], f["val_after"]["accuracy"]
+        accuracy = f", validation accuracy {before:.4f} → {after:.4f}"
+    output.say(
+        f"{f['k']} of {f['features']} features kept{accuracy}, MACs {f['macs_before'] / 1e6:.2f} → {f['macs_after'] / 1e6:.2f} M, "
+        f"params {f['params_before']:,} → {f['params_after']:,}"
+    )
+    for note in step.notes:
+        output.say(f"   {note}")
 
 
 def say_artifact(made: Converted) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,15 +176,34 @@ def export_bundle(
     *,
     task: Task | None,
     label: str,
+    origin: Mapping[str, str] | None = None,
     seed: int = 0,
     force: bool = False,
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
-    """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task."""
+    """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task.
+
+    `origin` is noted in the artifacts beside the Bundle's hash.
+    """
     from .export.convert import convert, module_source
 
-    source = module_source(bundle.module(), bundle.contract, label=label, origin={"bundle_hash": bundle.hash}, seed=seed)
+    noted = {"bundle_hash": bundle.hash, **(origin or {})}
+    source = module_source(bundle.module(), bundle.contract, label=label, origin=noted, seed=seed)
     return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
+
+
+def shortened(bundle: Bundle, k: int, task: Task | None, stack: ExitStack, *, seed: int = 0) -> StepDone:
+    """The recipe step "keep-features" done to `bundle`; its result lies in a temp folder that `stack` removes."""
+    import tempfile
+
+    from .compress.apply import run_recipe
+    from .compress.recipe import parse_recipe
+
+    step = {"kind": "keep-features", "k": k}
+    recipe = parse_recipe({"format": 1, "seed": seed, "step": [step]}, origin="--keep-features")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
+    (done,) = run_recipe(bundle, recipe, task, folder)
+    return done
 
 
 def real_samples(task: Task | None, count: int = 64) -> np.ndarray | None:

@@ -90,9 +90,8 @@ def _say(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
-    if not key:
-        return error["msg"].removeprefix("Value error, ")
-    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:].removeprefix('alue error, ')}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{key} = {error['input']!r}: {said[0].lower()}{said[1:]}" if key else said
 
 
 def _hint(error: ErrorDetails, config: type[MethodConfig]) -> str:

@@ -130,7 +130,8 @@ def check_answers(arrays: Mapping[str, np.ndarray], *, count: int, where: str) -
         raise UserError(
             f"all logits in {where} lie in 0…1 ({low:g} to {high:g}): they look like probabilities",
             hint="rename the array to probabilities (n, Q)"
-            + ("; of pairs, take P(yes) = [..., 0]" if values.ndim == 3 else ""),
+            + ("; of pairs, take P(yes) = [..., 0]" if values.ndim == 3 else "")
+            + "; in a table, name the columns p_1, p_2, …",
         )
     # softmax over (yes, no) is the sigmoid of their difference
     return questions, expit(values[..., 0] - values[..., 1] if values.ndim == 3 else values).astype(np.float32)

@@ -42,7 +42,7 @@ def log_cosh(x: Tensor) -> Tensor:
     from torch.nn import functional as F
 
     size = x.abs()
-    return size + F.softplus(-size) - math.log(2)
+    return size + F.softplus(-2 * size) - math.log(2)
 
 
 def binary_kl_norm_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

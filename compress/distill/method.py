@@ -73,6 +73,9 @@ class DistillConfig(TrainConfig, MethodConfig):
     def _one_way(self) -> DistillConfig:
         if self.objectives and self.objective != "kd":
             raise ValueError(f"objective {self.objective!r} and objectives are two ways to say the same: leave one out")
+        label_weight, terms = self.terms()
+        if not label_weight and not any(term.weight for term in terms):
+            raise ValueError("label_weight and every term's weight are 0: there is nothing to learn from")
         return self
 
     def terms(self) -> tuple[float, tuple[TermConfig, ...]]:
@@ -212,7 +215,7 @@ def composite(
         taught = {which: source(batch) for which, source in sources.items()}
         seen = network(batch.inputs)
         zero = torch.zeros((), device=batch.inputs.device)
-        main, aligned, parts = zero, None, {}
+        main, aligned, parts = zero, zero, {}
         if label_weight:
             parts["label"] = task.loss(seen["taps"]["logits"], batch.targets)
             main = label_weight * parts["label"]
@@ -220,11 +223,12 @@ def composite(
             weight = settings.weight_at(batch.epoch / config.epochs)
             teachers = {need.role: taught[need.which or config.teacher] for need in term.teachers}
             parts[name] = term.loss(Signals(batch, seen["taps"], teachers, seen["heads"].get(str(index))))
-            if term.aligned and label_weight and weight:
-                aligned = weight * parts[name] if aligned is None else aligned + weight * parts[name]
+            if term.aligned and weight:
+                aligned = aligned + weight * parts[name]
             else:  # at weight 0 too: in a run of several processes every parameter takes part in every step
                 main = main + weight * parts[name]
-        return (main if aligned is None else AlignedLoss(main, aligned)), parts
+        both = main.requires_grad and aligned.requires_grad  # with nothing to be aligned to, a sum like any other
+        return (AlignedLoss(main, aligned) if both else main + aligned), parts
 
     return objective
 

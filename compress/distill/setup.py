@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...models.errors import UserError
 from ..evaluation import evaluate
 from ..sampling import chosen_positions
-from .cache import SignalCache, cache_key
+from .cache import SignalCache, SignalTable, cache_key
 from .taps import EMBEDDING, LOGITS, find_classifier, module_at, shape_of
 from .teacher import TappedTeacher, Teacher, chance_note, check_classes, find_teacher
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trimtab")
 EMA = "ema"
-Source = "Callable[[TrainBatch], Mapping[str, Tensor]]"
 
 
 class RunSetup:
@@ -115,9 +114,11 @@ class RunSetup:
         return module_at(bare(teacher.network), path, whose="teacher")
 
     def training_signal(self, tap: str, which: str = "") -> Tensor:
-        """A teacher's tap over the training split, clean views, (n, …) float32: row i = positions()[i]. One pass, kept on disk."""
+        """A teacher's tap over the training split, clean views, (n, …) float32: row i = positions()[i]. One pass, kept on disk
+        and read from there: large signals are mapped into memory, not copied."""
         wanted = (tap, LOGITS) if self.config.cache_teacher and tap != LOGITS else (tap,)
-        return self._tables(wanted, which)[tap](self._positions)
+        values = self._tables(wanted, which)[tap].values
+        return values if values.dtype == torch.float32 else values.float()
 
     def positions(self) -> Tensor:
         """The positions in the training split that the run trains on, int64 (n,)."""
@@ -180,7 +181,7 @@ class RunSetup:
                 teacher.network, self._example, whose="teacher", key="teacher_classifier"
             )
 
-    def _tables(self, taps: Sequence[str], which: str) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def _tables(self, taps: Sequence[str], which: str) -> Mapping[str, SignalTable]:
         teacher, bundle = self.teacher(which)
         self._resolve(teacher, taps)
         key = cache_key(

@@ -159,7 +159,7 @@ def test_masks_differ_scale_and_vanish_at_zero():
     x = torch.ones(40, 100)
     masks = dropped(x, 64, 0.7)
     assert masks.shape == (64 * 40, 100)
-    assert set(masks.unique().tolist()) == {0.0, pytest.approx(1 / 0.3)}
+    assert masks.unique().tolist() == pytest.approx([0.0, 1 / 0.3])
     assert abs(masks.mean().item() - 1) < 5 * (0.7 / 0.3 / masks.numel()) ** 0.5
     assert not torch.equal(masks[:40], masks[40:80])
     assert torch.equal(dropped(x, 2, 0.0), torch.ones(80, 100))
@@ -234,7 +234,7 @@ def run(folder, table, *, task=None, net=None, seed=0, **more):
 def test_a_run_without_teacher_or_label_loss_learns_and_leaves_nothing_behind(table, tmp_path):
     net = make_net(dropout=0.0)
     names = list(net.state_dict())
-    net, result = run(tmp_path, table, net=net, epochs=6, augment=False)
+    net, result = run(tmp_path, table, net=net, epochs=14, augment=False)
     assert result.figures["val_after"]["accuracy"] > 0.6 > result.figures["val_before"]["accuracy"]
     assert result.figures["teachers_val"] == {}
     assert list(net.state_dict()) == names

@@ -80,7 +80,9 @@ def relations_by_loops(qkv, heads):
 def test_relation_losses_by_loops(width, teacher_width):
     """Σ_k p·log(p/q), mean over images, heads and queries, of scipy in float64; float32 logits of order 1: 1e-5 relative."""
     ours, theirs = normal(3, 5, 3 * width), normal(3, 5, 3 * teacher_width, seed=1)
-    expected = [rel_entr(p, q).sum(-1).mean() for q, p in zip(relations_by_loops(ours, 2), relations_by_loops(theirs, 2), strict=True)]
+    expected = [
+        rel_entr(p, q).sum(-1).mean() for q, p in zip(relations_by_loops(ours, 2), relations_by_loops(theirs, 2), strict=True)
+    ]
     got = relation_losses(*as32(ours, theirs), heads=2)
     assert [v.item() for v in got] == pytest.approx(expected, rel=1e-5)
 
@@ -124,7 +126,7 @@ def test_unlike_relations_are_refused():
     a, b = torch.zeros(2, 5, 12), torch.zeros(2, 6, 12)
     with pytest.raises(ValueError, match=r"student \(2, 5, 12\) in 2 heads, teacher \(2, 6, 12\) in 2: not alike"):
         relation_losses(a, b, heads=2)
-    with pytest.raises(ValueError, match="in 2 heads, teacher .* in 4: not alike"):
+    with pytest.raises(ValueError, match=r"in 2 heads, teacher .* in 4: not alike"):
         relation_losses(a, a, heads=2, teacher_heads=4)
 
 
@@ -133,7 +135,9 @@ def test_the_term_takes_the_last_two_blocks_by_itself(tmp_path):
     term = term_of(setup, kind="relations", qk_weight=2.0, vv_weight=0.5)
     paths = ("blocks.2.attn.qkv", "blocks.3.attn.qkv")
     assert term.student == term.teachers[0].taps == paths
-    ours, theirs = ({path: torch.from_numpy(normal(2, 17, 48, seed=10 * i + s)) for i, path in enumerate(paths)} for s in (0, 1))
+    ours, theirs = (
+        {path: torch.from_numpy(normal(2, 17, 48, seed=10 * i + s)) for i, path in enumerate(paths)} for s in (0, 1)
+    )
     losses = [relation_losses(ours[path], theirs[path], heads=2) for path in paths]
     expected = sum(2 * qk + 0.5 * vv for qk, vv in losses) / 2
     assert term.loss(Signals(None, ours, {"teacher": theirs})).item() == pytest.approx(expected.item(), rel=1e-6)
@@ -141,9 +145,7 @@ def test_the_term_takes_the_last_two_blocks_by_itself(tmp_path):
 
 def test_networks_of_other_depths_are_paired_from_the_end_or_by_name(tmp_path):
     setup = setup_of(tmp_path, vit(depth=2), vit(1, depth=5))
-    by_name = term_of(
-        setup, kind="relations", student_layers=("blocks.1.attn.qkv",), teacher_layers=("blocks.2.attn.qkv",)
-    )
+    by_name = term_of(setup, kind="relations", student_layers=("blocks.1.attn.qkv",), teacher_layers=("blocks.2.attn.qkv",))
     assert (by_name.student, by_name.teachers[0].taps) == (("blocks.1.attn.qkv",), ("blocks.2.attn.qkv",))
     by_itself = term_of(setup, kind="relations")
     assert by_itself.student == ("blocks.0.attn.qkv", "blocks.1.attn.qkv")
@@ -306,6 +308,8 @@ class Passing(nn.Module):
 class BareSetup:
     """A student and nothing else."""
 
+    seed = 0
+
     def __init__(self, student):
         self.student = student
 
@@ -452,7 +456,9 @@ def test_signals_from_the_cache(tmp_path, teachers):
 
 
 def test_the_moving_average_as_teacher(tmp_path, teachers):
-    student, result = hybrid(tmp_path, (vit(), vit()), teacher="ema", objectives=[{"kind": "token-masking"}, {"kind": "relations"}])
+    student, result = hybrid(
+        tmp_path, (vit(), vit()), teacher="ema", objectives=[{"kind": "token-masking"}, {"kind": "relations"}]
+    )
     assert result.figures["history"]["epochs"][-1]["parts"]["relations"] > 0
     assert not any(part._forward_pre_hooks for part in student.modules())
 

@@ -27,7 +27,13 @@ from trimtab.models.prefix import PrefixLinear
 from trimtab.models.surgery import describe
 
 torch.set_num_threads(1)
-CLASSIFIER = {"resnet8": "fc", "resnet14": "fc", "mobilenet_v2": "classifier.1", "efficientnet_lite0": "_fc", "vgg16_bn": "classifier"}
+CLASSIFIER = {
+    "resnet8": "fc",
+    "resnet14": "fc",
+    "mobilenet_v2": "classifier.1",
+    "efficientnet_lite0": "_fc",
+    "vgg16_bn": "classifier",
+}
 
 
 def lively(module):
@@ -344,6 +350,8 @@ def test_mistakes(trained, tmp_path):
     context = make_context(tmp_path, parent=FakeBundle(task.contract, net))
     with pytest.raises(UserError, match="k = 129 must be at most 128, the inputs of '6'"):
         keep_features(copy.deepcopy(net), task, KeepFeaturesConfig(k=129), context)
-    with pytest.raises(UserError, match="chooses the features to keep by validation accuracy, and this run has no data") as caught:
+    with pytest.raises(
+        UserError, match="chooses the features to keep by validation accuracy, and this run has no data"
+    ) as caught:
         keep_features(copy.deepcopy(net), None, KeepFeaturesConfig(), context)
     assert "say how many: k = 16" in caught.value.hint

@@ -285,11 +285,15 @@ class TestRefusals:
     def test_another_token(self, tmp_path):
         module = vit()
         module.dist_token = nn.Parameter(torch.zeros(1, 1, 16))
-        with pytest.raises(UserError, match="mae knows no token besides the class token, and VisionTransformer has a dist_token"):
+        with pytest.raises(
+            UserError, match="mae knows no token besides the class token, and VisionTransformer has a dist_token"
+        ):
             mae(module, make_task(), CONFIG, make_context(tmp_path))
 
     def test_images_of_another_size(self, tmp_path):
-        with pytest.raises(UserError, match=r"positions for 37 tokens, and an image of 8×8 makes 4×4 patches of 2\n.*image_size=8"):
+        with pytest.raises(
+            UserError, match=r"positions for 37 tokens, and an image of 8×8 makes 4×4 patches of 2\n.*image_size=8"
+        ):
             mae(vit(image_size=12), make_task(), CONFIG, make_context(tmp_path))
 
     def test_one_patch(self, tmp_path):

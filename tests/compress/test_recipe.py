@@ -185,3 +185,9 @@ def test_validation_imports_no_torch():
         "commented(['student', 'distill']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_validators_own_words_are_said_whole():
+    with pytest.raises(UserError) as caught:
+        parse_recipe({"format": 1, "step": [{"kind": "distill", "objective": "kd+++"}]}, origin="r.toml")
+    assert "objective = 'kd+++': unknown objective 'kd+++': did you mean 'kd++'" in caught.value.what

@@ -74,7 +74,8 @@ def by_numpy(state, images, *, patch, heads, depth, pool):
             q, k, v = np.split(linear(norm(x, f"blocks.{n}.norm1"), f"blocks.{n}.attn.qkv"), 3, axis=1)
             d = x.shape[1] // heads
             mixed = [
-                softmax(q[:, s] @ k[:, s].T / np.sqrt(d), axis=1) @ v[:, s] for s in (slice(h * d, h * d + d) for h in range(heads))
+                softmax(q[:, s] @ k[:, s].T / np.sqrt(d), axis=1) @ v[:, s]
+                for s in (slice(h * d, h * d + d) for h in range(heads))
             ]
             x = x + linear(np.concatenate(mixed, axis=1), f"blocks.{n}.attn.proj")
             hidden = linear(norm(x, f"blocks.{n}.norm2"), f"blocks.{n}.mlp.fc1")
@@ -146,9 +147,7 @@ def test_wrong_arguments(arguments, message):
 
 
 def source(module, side):
-    contract = image_classifier(
-        channels=1, height=side, width=side, classes=tuple("abcdefghij"), mean=(0.3,), std=(0.35,)
-    )
+    contract = image_classifier(channels=1, height=side, width=side, classes=tuple("abcdefghij"), mean=(0.3,), std=(0.35,))
     return module_source(module, contract, label="vit")
 
 
