@@ -45,7 +45,9 @@ def export(
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     if network.suffix == ".onnx":
         if keep_features is not None:
-            raise UserError("--keep-features cuts a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
+            raise UserError(
+                "--keep-features cuts a Bundle's network, and this is an ONNX file", hint="export the Bundle instead"
+            )
         made = convert(file_source(network), pairs, out, seed=selection.seed, force=force, on_artifact=say_artifact)
     else:
         with ExitStack() as stack:

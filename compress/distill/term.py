@@ -48,11 +48,11 @@ class Term:
 
     `student` names the taps it reads ("logits", "embedding", a module's path for its output, "PATH:in" for its input); "embedding"
     is the input of the classifier, pooled to (N, d). `head` is trained with the student and never leaves the run: it is called
-    inside the student's forward pass, in training mode only, with the mapping of these taps. `hooks` puts hooks on the student
-    for the run (they must do nothing when it is not in training mode) and returns their handles. `aligned` asks for one-way
-    gradient alignment against the rest of the loss. `same_view` says that its teachers must see the very view that the targets of
-    the step belong to: signals cached on clean views won't do for augmented ones. `identity` is a digest of what the term learns from beside the task and its
-    teachers: a run that was stopped does not go on with another.
+    inside the student's forward pass, in training mode only, with the mapping of these taps. `hooks` puts hooks on the
+    student for the run (they must do nothing when it is not in training mode) and returns their handles. `aligned` asks for
+    one-way gradient alignment against the rest of the loss. `same_view` says that its teachers must see the very view that
+    the targets of the step belong to: signals cached on clean views won't do for augmented ones. `identity` is a digest of
+    what the term learns from beside the task and its teachers: a run that was stopped does not go on with another.
     """
 
     loss: Callable[[Signals], Tensor]

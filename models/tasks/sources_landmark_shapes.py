@@ -122,7 +122,8 @@ def _clouds(n: int, rng: np.random.Generator) -> np.ndarray:
     """float32 (n, 48, 48): Gaussian noise on a 6×6 grid, bilinear between."""
     place = np.linspace(0, 5, SIDE)
     weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(6))).astype(np.float32)
-    return np.einsum("ya,nab,xb->nyx", weights, rng.normal(size=(n, 6, 6)).astype(np.float32), weights, optimize=True)
+    across = np.einsum("nab,xb->nax", rng.normal(size=(n, 6, 6)).astype(np.float32), weights)
+    return np.einsum("nax,ya->nyx", across, weights)
 
 
 def _coverage(places: np.ndarray, strokes: object, *, width: np.ndarray) -> np.ndarray:

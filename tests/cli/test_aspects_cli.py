@@ -191,7 +191,8 @@ def test_questions_must_have_been_written(cli, asked, tmp_path):
         code, _, err = cli(*pack)
         assert (code, said in err) == (2, True), err
     assert "is not an .npz" in cli(*pack[:-1], "aspects.csv")[2]
-    assert "answers2.csv does not exist" in cli("aspects", "pack", "answers2.csv", *pack[3:])[2] or True
+    (asked / "aspects.json").write_text(json.dumps(index))
+    assert "answers2.csv does not exist" in cli("aspects", "pack", "answers2.csv", *pack[3:])[2]
     (asked / "aspects.json").unlink()
     assert "does not exist" in cli(*pack)[2]
 

@@ -16,7 +16,13 @@ from trimtab.models.source import parse
 from trimtab.models.surgery import describe
 
 QUICK = {"epochs": 0.5, "batch_size": 40, "amp": "off", "augment": False}
-MINIMAL = {"structured": {"mac_ratio": 0.6}, "keep-features": {"k": 8}, "finetune": QUICK, "distill": QUICK, "student": {"model": "resnet8"}}
+MINIMAL = {
+    "structured": {"mac_ratio": 0.6},
+    "keep-features": {"k": 8},
+    "finetune": QUICK,
+    "distill": QUICK,
+    "student": {"model": "resnet8"},
+}
 
 
 @pytest.fixture(scope="module")
