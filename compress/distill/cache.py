@@ -66,6 +66,8 @@ def cache_key(
 class SignalCache:
     """The signals of one teacher over the samples at `positions`, in `folder`; `key` says what they depend on.
 
+    A `shared` folder serves many runs: files of others lie there by right, and are not spoken of.
+
     The teacher sees the clean view of each training image, even where the student's view is augmented. Every signal is a file of
     its own beside its key; a file is trusted when its key is the one wanted and it is whole.
     """
@@ -77,6 +79,7 @@ class SignalCache:
     positions: Tensor
     runtime: Runtime
     progress: Progress
+    shared: bool = False
 
     def tables(self, taps: Sequence[str]) -> tuple[dict[str, SignalTable], bool, list[str]]:
         """(the tables by tap, whether all had been made before, why older files were not used)."""
@@ -113,7 +116,7 @@ class SignalCache:
             if about["done"] < len(self.positions):
                 return ""  # a pass that was killed: it goes on
             return f"the teacher's cached {tap} are damaged and are made again"
-        for path in sorted(self.folder.glob("*.json")):
+        for path in () if self.shared else sorted(self.folder.glob("*.json")):
             about = read_json(path)
             if about.get("tap") == tap:
                 changed = [name for name in self.key if about["key"].get(name) != self.key[name]]

@@ -200,6 +200,7 @@ class RunSetup:
             positions=self._positions,
             runtime=self.runtime,
             progress=self.context.progress,
+            shared=bool(self.config.cache_folder),
         )
         tables, hit, said = cache.tables(taps)
         self.notes += said
