@@ -22,7 +22,7 @@ MINIMAL = {
     "finetune": QUICK,
     "distill": QUICK,
     "student": {"model": "resnet8"},
-    "mae": {**QUICK, "decoder_dim": 16, "decoder_depth": 1},
+    "mae": {**QUICK, "warmup_epochs": 0.0, "decoder_dim": 16, "decoder_depth": 1},
 }
 NETWORKS = {"mae": ("vit_nano", {"image_size": 16, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 3})}
 """What a method works on, where it is not any network."""
