@@ -1,0 +1,28 @@
+"""A small network for landmarks that keeps its map until the last layer: an average over the map would lose where things are."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class PointNet(nn.Module):
+    """Four strided convolutions, then one linear layer on the whole 3×3 map (of 48×48 pictures)."""
+
+    def __init__(self, width: int, points: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 1
+        for outputs in (width, 2 * width, 4 * width, 4 * width):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.fc = nn.Linear(inputs * 9, 2 * points)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2L) from (N, 1, 48, 48)."""
+        return self.fc(self.features(x))
+
+
+def make(width: int = 16, points: int = 21) -> nn.Module:
+    """The network, as trimtab's --model wants it."""
+    return PointNet(width, points)
