@@ -137,7 +137,7 @@ def verdict_table() -> str:
                 digits = 2 if abs(d.mean) >= 0.1 else 4
                 lines.append(
                     f"| {check.claim} | {name} | {signed(d.mean, digits)} ± {d.error:.{digits}f} | {d.p:.3f} | {d.wins}/{d.pairs} "
-                    f"| **{verdict([d])}** |"
+                    f"| **{verdict(d)}** |"
                 )
     return "\n".join(lines)
 

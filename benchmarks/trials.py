@@ -94,8 +94,8 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether the paired test excludes 0 at 5 %, over five pairs or more."""
-        return self.p < 0.05 and self.pairs >= 5
+        """Whether the paired test excludes 0 at 5 %."""
+        return self.p < 0.05
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -106,11 +106,15 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(statistics.mean(gaps), spread / len(gaps) ** 0.5, p, sum(g > 0 for g in gaps), len(gaps))
 
 
-def verdict(differences: Sequence[Difference]) -> str:
-    """ "reproduced" when every difference is positive beyond doubt, "directional" when all point the right way, else "not"."""
-    if all(d.mean > 0 and d.sure for d in differences):
-        return "reproduced"
-    return "directional" if all(d.mean > 0 for d in differences) else "not reproduced"
+def verdict(d: Difference) -> str:
+    """ "reproduced": the claimed sign, beyond doubt; "directional": the sign, by more than a standard error; else what was seen."""
+    if d.pairs < 5:
+        return "too few seeds"
+    if abs(d.mean) <= d.error:
+        return "no difference seen"
+    if d.mean > 0:
+        return "reproduced" if d.sure else "directional"
+    return "not reproduced: the opposite" if d.sure else "not reproduced"
 
 
 def column(trials: Mapping[str, Mapping[str, Mapping[str, float]]], arm: str, figure: str) -> list[float]:
