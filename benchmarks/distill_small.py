@@ -185,7 +185,7 @@ def faces_claim(seeds: int) -> None:
     }
     arms = {"mean face": None, "L2": "mse", "L1": "l1"}
     training: dict[str, Any] = {
-        "epochs": 60.0,
+        "epochs": 25.0,
         "optimizer": "adamw",
         "lr": 2e-3,
         "batch_size": 32,
