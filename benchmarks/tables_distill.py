@@ -66,7 +66,13 @@ CHECKS = (
         (("full, figure's form", "full, figure's form, shuffled teachers", "nme"),),
     ),
     Check("faces: the mean face has a larger error than the student (L1)", ("faces",), (("L1", "mean face", "nme"),)),
-    Check("hybrid keeps the features' probe accuracy", ("hybrid",), (("relations", "hybrid", "probe"),)),
+    Check("hybrid > features alone (linear probe)", ("hybrid",), (("features", "hybrid", "probe"),)),
+    Check("hybrid > relations alone (linear probe)", ("hybrid",), (("relations", "hybrid", "probe"),)),
+    Check(
+        "hybrid's attention is more spread over heads than the features'",
+        ("hybrid",),
+        (("features", "hybrid", "distance_spread_px"),),
+    ),
 )
 
 
