@@ -200,7 +200,7 @@ def faces_claim(seeds: int) -> None:
             return {"nme": 100 * constant["nme"]}
         chosen = tasks.get("landmarks")(data=task.data, eyes=EYES, margin=0.5, loss=arms[name])
         torch.manual_seed(seed)
-        net = PointNet(16, 468)
+        net = PointNet(16, 468, side=FACE)
         with torch.no_grad():
             net.fc.bias.copy_(mean)
         trained(None, chosen, None, seed, training, net)

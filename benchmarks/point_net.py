@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class PointNet(nn.Module):
-    """Four strided convolutions, then one linear layer on the whole 3×3 map (of 48×48 pictures)."""
+    """Four strided convolutions, then one linear layer on the whole map, a sixteenth of the pictures' `side` wide."""
 
-    def __init__(self, width: int, points: int) -> None:
+    def __init__(self, width: int, points: int, *, side: int = 48) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 1
@@ -16,10 +16,10 @@ class PointNet(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
             inputs = outputs
         self.features = nn.Sequential(*layers, nn.Flatten())
-        self.fc = nn.Linear(inputs * 9, 2 * points)
+        self.fc = nn.Linear(inputs * (side // 16) ** 2, 2 * points)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 2L) from (N, 1, 48, 48)."""
+        """(N, 2L) from (N, 1, side, side)."""
         return self.fc(self.features(x))
 
 
