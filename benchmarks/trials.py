@@ -1,6 +1,6 @@
-"""What every distillation experiment is made of: trials that are kept as they finish, paired differences, verdicts.
+"""What every accuracy experiment is made of: trials that are kept as they finish, paired differences, verdicts.
 
-A claim is a file of results/distill/: {"command", "conditions", "about", "trials": {arm: {seed: figures}}}. A trial that is in the file is
+A claim is a file of results/<folder>/: {"command", "conditions", "about", "trials": {arm: {seed: figures}}}. A trial that is in the file is
 not run again, so a stopped experiment goes on where it was.
 """
 
@@ -24,7 +24,7 @@ from trimtab.compress.apply import tool_versions
 from trimtab.devices.conditions import cpu_model
 from trimtab.models import files
 
-RESULTS = Path(__file__).parent / "results" / "distill"
+RESULTS = Path(__file__).parent / "results"
 Trial = Callable[[str, int], dict[str, float]]
 """(arm, seed) → figures."""
 
@@ -35,12 +35,13 @@ class Claim:
 
     name: str
     about: dict[str, Any]
+    folder: str = "distill"
     trials: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         """The result file."""
-        return RESULTS / f"{self.name}.json"
+        return RESULTS / self.folder / f"{self.name}.json"
 
     def run(self, arms: Sequence[str], seeds: int, trial: Trial) -> None:
         """Every arm with every seed, arm by arm within a seed, each saved when it is done."""
@@ -64,11 +65,11 @@ class Claim:
 
     def save(self) -> None:
         """None; the file holds all trials so far."""
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(
             self.path,
             {
-                "command": "python benchmarks/distill.py " + " ".join(sys.argv[1:]),
+                "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
                 "conditions": {
                     "cpu": str(cpu_model().value),
                     "cores": os.cpu_count(),

@@ -15,6 +15,7 @@ from .options import Force, Limit, Out, Precision, Seed, Selection, To, listed, 
 if TYPE_CHECKING:
     from .compress.apply import StepDone
     from .devices.measurement import ProfileResult
+    from .dynamic import Trial
     from .export.convert import Converted
 
 
@@ -34,42 +35,63 @@ def export(
             "validation data allows.",
         ),
     ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            "--dynamic",
+            help="The form of a network with gates or branches: masked, gathered, static, routed, or auto (measured here). "
+            "Default: as it is.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
+    from .dynamic import check_mode, fastest, formed
     from .export.convert import convert, file_source, plan_formats
     from .loading import open_network
     from .models.errors import UserError
-    from .workflow import export_bundle, shortened
+    from .workflow import export_bundle, require_task, shortened
 
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     if network.suffix == ".onnx":
-        if keep_features is not None:
-            raise UserError(
-                "--keep-features cuts a Bundle's network, and this is an ONNX file", hint="export the Bundle instead"
-            )
+        for flag, value in (("--keep-features", keep_features), ("--dynamic", dynamic)):
+            if value is not None:
+                raise UserError(f"{flag} wants a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
         made = convert(file_source(network), pairs, out, seed=selection.seed, force=force, on_artifact=say_artifact)
     else:
         with ExitStack() as stack:
             bundle, task = open_network(network, stack, selection)
             label = network.stem if network.is_file() else bundle.folder.resolve().name
-            origin = {}
+            origin, mode = {}, dynamic or ""
+            if dynamic is not None:
+                check_mode(dynamic, bundle, [name for name, _ in pairs])
             if keep_features is not None:
                 step = shortened(bundle, keep_features, task, stack, seed=selection.seed)
                 say_features(step)
                 origin = {"parent_hash": bundle.hash, "keep_features": str(step.figures["k"])}
                 bundle = step.bundle
-            made = export_bundle(
-                bundle,
-                pairs,
-                out,
-                task=task,
-                label=label,
-                origin=origin,
-                seed=selection.seed,
-                force=force,
-                on_artifact=say_artifact,
-            )
+            if dynamic == "auto":
+                own = require_task(task, "--dynamic auto")
+                made = fastest(bundle, pairs, out, task=own, label=label, seed=selection.seed, force=force, on_trial=say_trial)
+            else:
+                if dynamic is not None:
+                    form = formed(bundle, dynamic, task, stack, seed=selection.seed)
+                    origin |= {"dynamic": dynamic, "parent_hash": bundle.hash}
+                    bundle = form.bundle
+                    for note in form.step.notes if form.step else ():
+                        output.say(f"   {note}")
+                made = export_bundle(
+                    bundle,
+                    pairs,
+                    out,
+                    task=task,
+                    label=label,
+                    origin=origin,
+                    seed=selection.seed,
+                    force=force,
+                    mode=mode,
+                    on_artifact=say_artifact,
+                )
     output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
     return 0 if all(c.ok for c in made) else 1
 
@@ -87,6 +109,13 @@ def say_features(step: StepDone) -> None:
     )
     for note in step.notes:
         output.say(f"   {note}")
+
+
+def say_trial(trial: Trial) -> None:
+    """One form of `--dynamic auto`: what it cost here, or why it is out."""
+    a = trial.made.artifact
+    found = f"{trial.latency_ms:.3f} ms" if trial.latency_ms is not None else f"not measured: {trial.reason}"
+    output.say(f"{a.format} {a.precision} {trial.mode}: {found}, validation {trial.metric:.4f}")
 
 
 def say_artifact(made: Converted) -> None:

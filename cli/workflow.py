@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .compress.apply import StepDone
     from .compress.recipe import Recipe
-    from .export.convert import Converted
+    from .export.convert import Converted, Source
     from .models.contract import Contract
     from .models.tasks.task import Task
 
@@ -179,16 +179,23 @@ def export_bundle(
     origin: Mapping[str, str] | None = None,
     seed: int = 0,
     force: bool = False,
+    mode: str = "",
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
     """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task.
 
-    `origin` is noted in the artifacts beside the Bundle's hash.
+    `origin` is noted in the artifacts beside the Bundle's hash. `mode` "gathered" writes a gated network in that form; a routed
+    Bundle becomes control flow.
     """
     from .export.convert import convert, module_source
 
     noted = {"bundle_hash": bundle.hash, **(origin or {})}
-    source = module_source(bundle.module(), bundle.contract, label=label, origin=noted, seed=seed)
+    make: Callable[..., Source] = module_source
+    if bundle.plan.routes:
+        from .export.dynamic.routed import routed_source as make
+    elif mode == "gathered":
+        from .export.dynamic.gathered import gathered_source as make
+    source = make(bundle.module(), bundle.contract, label=label, origin=noted, seed=seed)
     return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
 
 

@@ -53,6 +53,11 @@ class Converter:
 
     def run(self) -> None:
         """Convert every node. Raises UserError with all operators that TFLite cannot hold."""
+        if failures := self.walk():
+            raise refusal(failures)
+
+    def walk(self) -> list[str]:
+        """Convert every node; what could not be converted, one line each."""
         failures: list[str] = []
         broken: set[str] = set()
         for node in self.graph.nodes:
@@ -64,11 +69,10 @@ class Converter:
                 continue
             try:
                 self._convert(node)
-            except UnsupportedError as reason:
-                failures.append(f"{node.label}: {reason}")
+            except UnsupportedError as error:
+                failures += [f"{node.label}: {reason}" for reason in error.args]
                 broken.update(node.outputs)
-        if failures:
-            raise refusal(failures)
+        return failures
 
     def _convert(self, node: Node) -> None:
         if node.op not in rules:

@@ -48,7 +48,7 @@ _PASSING = frozenset(
 
 
 def fuse(graph: Graph) -> None:
-    """Rewrite the graph in place; every value that stays keeps its name, shape and numbers."""
+    """Rewrite the graph and its branches in place; every value that stays keeps its name, shape and numbers."""
     passes: tuple[Callable[[Editor], None], ...] = (
         gemm,
         linear,
@@ -63,6 +63,9 @@ def fuse(graph: Graph) -> None:
     for step in passes:
         step(Editor(graph))
         graph.prune()
+    for node in graph.nodes:
+        for block in node.blocks:
+            fuse(block)
 
 
 def _order_for_reader(edit: Editor) -> None:

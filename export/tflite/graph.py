@@ -18,7 +18,11 @@ LOWEST_OPSET = 9
 
 @dataclass(eq=False)
 class Node:
-    """One ONNX node: attributes as Python values (tensors as arrays), absent optional inputs as ""."""
+    """One ONNX node: attributes as Python values (tensors as arrays), absent optional inputs as "".
+
+    An `If` has its two branches in `blocks` (then, else), and the outer values that they read follow the condition in `inputs`,
+    so that whoever looks for readers of a value finds them.
+    """
 
     op: str
     name: str
@@ -27,6 +31,7 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     module: str = ""
     proto: onnx.NodeProto | None = None
+    blocks: list[Graph] = field(default_factory=list)
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value, or the default."""
@@ -75,6 +80,20 @@ class Graph:
         """For every computed value, the node that writes it."""
         return {name: node for node in self.nodes for name in node.outputs if name}
 
+    def free(self) -> list[str]:
+        """The names that the graph reads and nothing in it defines: a branch's values of the graph around it."""
+        own = {name for node in self.nodes for name in node.outputs} | set(self.constants) | set(self.inputs)
+        used = [name for node in self.nodes for name in node.inputs if name] + self.outputs
+        return list(dict.fromkeys(name for name in used if name not in own))
+
+    def form(self, name: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        """The shape (of the first probe) and dtype of a value, or None where they are not known."""
+        if name in self.constants:
+            return self.constants[name].shape, self.constants[name].dtype
+        if name not in self.shapes or name not in self.dtypes:
+            return None
+        return tuple(int(d) for d in self.shapes[name][0]), self.dtypes[name]
+
     def prune(self) -> None:
         """Drop the nodes that no output depends on."""
         wanted = set(self.outputs)
@@ -89,16 +108,20 @@ class Graph:
 def read_graph(model: onnx.ModelProto) -> Graph:
     """The graph of a model with local functions inlined and `Constant` nodes turned into constants; no shapes yet.
 
+    The branches of an `If` are graphs of their own.
+
     Raises UserError for a model without a usable opset, with sparse constants, or with weights that were not loaded.
     """
     if model.functions:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
-    proto = model.graph
+    return _body(model.graph, opset_of(model))
+
+
+def _body(proto: onnx.GraphProto, opset: int) -> Graph:
     if proto.sparse_initializer:
         raise UserError("the ONNX model holds sparse initialisers", hint="store its weights as dense tensors")
-    opset = opset_of(model)
     constants = {tensor.name: _array(tensor) for tensor in proto.initializer}
     inputs, dtypes = _inputs(proto.input, constants)
     nodes = []
@@ -107,10 +130,18 @@ def read_graph(model: onnx.ModelProto) -> Graph:
         if node.op == "Constant":
             constants[node.outputs[0]] = _constant(node)
         else:
+            if node.op == "If":
+                _open_branches(node, opset)
             nodes.append(node)
     graph = Graph(opset, nodes, constants, inputs, [value.name for value in proto.output], dtypes)
     graph.prune()
     return graph
+
+
+def _open_branches(node: Node, opset: int) -> None:
+    """None; both branches of an If become its blocks, and what they read of the graph around them its inputs."""
+    node.blocks = [_body(node.attrs.pop(side), opset) for side in ("then_branch", "else_branch")]
+    node.inputs += dict.fromkeys(name for block in node.blocks for name in block.free())
 
 
 def opset_of(model: onnx.ModelProto) -> int:

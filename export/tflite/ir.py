@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,15 +30,19 @@ class Tensor:
 
 @dataclass(eq=False)
 class Op:
-    """One operator: its builtin name ("CONV_2D"), tensors (None = an absent optional input) and options by field name."""
+    """One operator: its builtin name ("CONV_2D"), tensors (None = an absent optional input) and options by field name.
+
+    An IF holds its branches in `blocks` (then, else); each takes the tensors after the condition as its inputs, in order.
+    """
 
     kind: str
     inputs: list[Tensor | None]
     outputs: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
+    blocks: tuple[Program, ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """The operators in execution order and the tensors that come in and go out, by signature name."""
 
@@ -83,9 +88,13 @@ class Program:
                 seen.add(tensor)
                 yield tensor
 
-    def histogram(self) -> dict[str, int]:
-        """How many operators of each kind, by name."""
-        counts: dict[str, int] = {}
+    def programs(self) -> Iterator[Program]:
+        """This program and those inside its operators, each before its own."""
+        yield self
         for op in self.ops:
-            counts[op.kind] = counts.get(op.kind, 0) + 1
-        return dict(sorted(counts.items()))
+            for block in op.blocks:
+                yield from block.programs()
+
+    def histogram(self) -> dict[str, int]:
+        """How many operators of each kind, by name, those of branches included."""
+        return dict(sorted(Counter(op.kind for program in self.programs() for op in program.ops).items()))

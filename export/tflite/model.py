@@ -9,6 +9,7 @@ from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError, did_you_mean
 from . import (  # noqa: F401 - importing a rules module files its rules
     rules_binary,
+    rules_control,
     rules_conv,
     rules_index,
     rules_matmul,
@@ -23,6 +24,7 @@ from .fuse import fuse
 from .graph import Graph, read_graph
 from .ir import FREE, Program, Tensor
 from .layout import NHWC, Perm, identity
+from .moves import own
 from .peephole import polish
 from .registry import UnsupportedError
 from .shapes import infer
@@ -85,6 +87,12 @@ def _check(graph: Graph, contract: Contract) -> None:
                     hint="export the ONNX graph with this axis dynamic" if isinstance(mine, str) else "correct the contract",
                 )
         graph.inputs[spec.name] = logical
+    free = [dim for shape in graph.inputs.values() for dim in shape if isinstance(dim, str)]
+    if free and (branching := next((node for node in graph.nodes if node.blocks), None)):
+        raise UserError(
+            f"{branching.label} decides for everything at once, and the contract leaves {', '.join(dict.fromkeys(free))} free",
+            hint="fix the batch at 1 (and the image's size) in the contract of a network that decides",
+        )
 
 
 def _order(spec: TensorSpec) -> Perm:
@@ -110,11 +118,7 @@ def _leave(ctx: Converter, spec: TensorSpec) -> None:
             hint="make the contract from this graph",
         )
     tensor = _cast(ctx, ctx.dense(spec.name, _order(spec)), np.dtype(spec.dtype))
-    taken = tensor in ctx.program.inputs.values() or tensor in ctx.program.outputs.values() or tensor.data is not None
-    if taken:
-        zero = ctx.constant(np.zeros(tensor.rank, dtype=np.int32))
-        amounts = ctx.constant(np.zeros((tensor.rank, 2), dtype=np.int32)) if tensor.rank else zero
-        tensor = ctx.emit("PAD" if tensor.rank else "ABS", [tensor, amounts] if tensor.rank else [tensor], tensor.shape)
+    tensor = own(ctx, tensor)
     tensor.name = spec.name
     ctx.program.outputs[spec.name] = tensor
 

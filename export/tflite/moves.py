@@ -95,6 +95,17 @@ def shape_of(ctx: Converter, tensor: Tensor) -> Tensor:
     return ctx.cached(("shape", tensor), lambda: ctx.emit("SHAPE", [tensor], (tensor.rank,), INT, {"outType": _INT32_TYPE}))
 
 
+def own(ctx: Converter, tensor: Tensor) -> Tensor:
+    """A tensor that may go out of the program: the same one, or a copy of an input, a constant, or what goes out already."""
+    if tensor.data is None and tensor not in (*ctx.program.inputs.values(), *ctx.program.outputs.values()):
+        return tensor
+    if tensor.dtype == np.bool_:
+        return ctx.emit("LOGICAL_OR", [tensor, tensor], tensor.shape)
+    if not tensor.rank:
+        return ctx.emit("ABS", [tensor], ())
+    return ctx.emit("PAD", [tensor, ctx.constant(np.zeros((tensor.rank, 2), dtype=np.int32))], tensor.shape)
+
+
 _INT32_TYPE = 2
 """`TensorType.INT32` in the schema."""
 

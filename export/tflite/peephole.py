@@ -15,7 +15,11 @@ _MOVES = frozenset({"RESHAPE", "TRANSPOSE", "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", 
 
 
 def polish(program: Program) -> None:
-    """Apply every clean-up to the program, in place."""
+    """Apply every clean-up to the program and its branches, in place."""
+    for op in program.ops:
+        for block in op.blocks:
+            polish(block)
+        _drop_unread(op)
     _fuse_activations(program)
     _merge_reshapes(program)
     drop_dead(program)
@@ -84,6 +88,17 @@ def _drop_idle_reshapes(program: Program) -> None:
         for other in program.ops:
             other.inputs = [new if t is old else t for t in other.inputs]
             other.outputs = [new if t is old else t for t in other.outputs]
+
+
+def _drop_unread(op: Op) -> None:
+    """Take away what an IF passes to its branches and neither reads."""
+    doors = [tuple(block.inputs.items()) for block in op.blocks]
+    read = [{t for inner in block.ops for t in inner.inputs} | set(block.outputs.values()) for block in op.blocks]
+    for number in reversed(range(len(doors[0]) if doors else 0)):
+        if not any(door[number][1] in known for door, known in zip(doors, read, strict=True)):
+            del op.inputs[1 + number]
+            for block, door in zip(op.blocks, doors, strict=True):
+                del block.inputs[door[number][0]]
 
 
 def drop_dead(program: Program) -> None:

@@ -20,7 +20,7 @@ shape_rules: dict[str, ShapeRule] = {}
 
 
 class UnsupportedError(Exception):
-    """TFLite cannot hold this node; the reason in words."""
+    """TFLite cannot hold this node; the reason in words (several for a node that holds others)."""
 
 
 def rule(*ops: str, shapes: ShapeRule | None = None) -> Callable[[Rule], Rule]:

@@ -124,6 +124,9 @@ class _Walk:
                 return
         elif node.op not in _NOT_FOLDED and all(self._known(name) is not None for name in node.inputs if name):
             found = evaluate(node, self.graph.constants | self.values, self.graph.opset)
+        elif node.blocks:
+            self._branch(node)
+            return
         else:
             self._infer(node)
             return
@@ -139,6 +142,21 @@ class _Walk:
         if node.op == "Size":
             return np.array(int(np.prod(shape)), dtype=np.int64)
         return np.array(shape[slice(node.attr("start", 0), node.attr("end"))], dtype=np.int64)
+
+    def _branch(self, node: Node) -> None:
+        """Infer both branches with what they read of this graph; an output has a shape where both give it the same."""
+        for block in node.blocks:
+            for name in block.free():
+                known = self._known(name)
+                if known is not None:
+                    block.constants[name] = known
+                elif name in self.shapes:
+                    block.inputs[name], block.dtypes[name] = self.shapes[name], self.dtypes[name]
+            infer(block)
+        for number, name in enumerate(node.outputs):
+            found = [block.form(block.outputs[number]) for block in node.blocks]
+            if found[0] is not None and found[0] == found[1]:
+                self._note(name, *found[0])
 
     def _infer(self, node: Node) -> None:
         if any(name and name not in self.shapes for name in node.inputs):

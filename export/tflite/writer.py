@@ -1,9 +1,14 @@
-"""The flatbuffer of a program: deduplicated aligned buffers, operator codes with the lowest versions, one signature."""
+"""The flatbuffer of a program or several: deduplicated aligned buffers, operator codes with the lowest versions, signatures.
+
+Every program is a subgraph, followed by those of its branches. All of them share the buffers: a constant that several hold is
+stored once.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers
@@ -56,41 +61,70 @@ _CAST = {"float16": 5, "int8": 3}
 
 
 def to_bytes(program: Program, *, description: str, shapes: Sequence[tuple[int, ...]] = ()) -> bytes:
-    """The `.tflite` file of a program.
+    """The `.tflite` file of a program, under the signature "serving_default"; `shapes` as in `signed`."""
+    return signed({SIGNATURE: program}, description=description, shapes={SIGNATURE: shapes})
 
-    Tensors with free dimensions carry −1 in their shape signature, and beside it the concrete shape in `shapes` (in the
-    order of `program.tensors()`), else 1. Raises UserError above 2 GB, which a flatbuffer cannot address.
+
+def signed(
+    programs: Mapping[str, Program], *, description: str, shapes: Mapping[str, Sequence[tuple[int, ...]]] | None = None
+) -> bytes:
+    """The `.tflite` file of several programs by signature; the first is what runs when none is named.
+
+    Tensors with free dimensions carry −1 in their shape signature, and beside it the concrete shape in `shapes` (by signature, in
+    the order of `program.tensors()`), else 1. Raises UserError above 2 GB, which a flatbuffer cannot address.
     """
-    size = sum(t.data.nbytes for t in program.tensors() if t.data is not None)
+    book = _Book()
+    book.model.version = SCHEMA_VERSION
+    book.model.description = description
+    book.model.metadata = []
+    every = [inner for program in programs.values() for inner in program.programs()]
+    book.numbers = {program: number for number, program in enumerate(every)}
+    known = {programs[key]: given for key, given in (shapes or {}).items()}
+    tables = {program: _Table(program, book, known.get(program, ())) for program in every}
+    size = sum(len(buffer.data) for buffer in book.model.buffers[1:])
     if size >= LIMIT:
         raise UserError(
             f"the network's constants take {size / 1e9:.2f} GB and a TFLite file holds 2 GB",
             hint="compress it first, or use ONNX",
         )
-    model = schema.ModelT()
-    model.version = SCHEMA_VERSION
-    model.description = description
-    model.buffers = [schema.BufferT()]
-    model.operatorCodes = []
-    model.metadata = []
-    indices: dict[Tensor, int] = {}
-    graph = schema.SubGraphT()
-    graph.name = "main"
-    graph.tensors = []
-    buffers: dict[bytes, int] = {}
-    for number, tensor in enumerate(program.tensors()):
-        indices[tensor] = number
-        shape = shapes[number] if number < len(shapes) else ()
-        graph.tensors.append(_tensor(tensor, _buffer(tensor, model, buffers), shape))
-    graph.inputs = [indices[t] for t in program.inputs.values()]
-    graph.outputs = [indices[t] for t in program.outputs.values()]
-    codes: dict[tuple[str, int], int] = {}
-    graph.operators = [_operator(op, indices, model, codes) for op in program.ops]
-    model.subgraphs = [graph]
-    model.signatureDefs = [_signature(program, indices)]
+    book.model.subgraphs = [table.graph for table in tables.values()]
+    book.model.signatureDefs = [_signature(key, program, tables[program].indices, book) for key, program in programs.items()]
     builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(_pack(builder, model), IDENTIFIER)
+    builder.Finish(_pack(builder, book.model), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _empty() -> Any:
+    model = schema.ModelT()
+    model.buffers, model.operatorCodes = [schema.BufferT()], []
+    return model
+
+
+@dataclass
+class _Book:
+    """What all subgraphs of a file share: buffers by hash, operator codes by kind and version, and each program's number."""
+
+    model: Any = field(default_factory=_empty)
+    buffers: dict[bytes, int] = field(default_factory=dict)
+    codes: dict[tuple[str, int], int] = field(default_factory=dict)
+    numbers: dict[Program, int] = field(default_factory=dict)
+
+
+class _Table:
+    """One program as a subgraph, and its tensors' indices."""
+
+    def __init__(self, program: Program, book: _Book, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.graph = schema.SubGraphT()
+        self.graph.name = "main" if not book.numbers[program] else f"part_{book.numbers[program]}"
+        self.graph.tensors = []
+        self.indices: dict[Tensor, int] = {}
+        for number, tensor in enumerate(program.tensors()):
+            self.indices[tensor] = number
+            shape = shapes[number] if number < len(shapes) else ()
+            self.graph.tensors.append(_tensor(tensor, _buffer(tensor, book), shape))
+        self.graph.inputs = [self.indices[t] for t in program.inputs.values()]
+        self.graph.outputs = [self.indices[t] for t in program.outputs.values()]
+        self.graph.operators = [_operator(op, self.indices, book) for op in program.ops]
 
 
 def _pack(builder: Any, model: Any) -> Any:
@@ -114,18 +148,18 @@ def _pack(builder: Any, model: Any) -> Any:
     return model.Pack(builder)
 
 
-def _buffer(tensor: Tensor, model: Any, known: dict[bytes, int]) -> int:
+def _buffer(tensor: Tensor, book: _Book) -> int:
     """The index of the buffer that holds a constant's bytes; equal bytes share one buffer, and 0 is the empty buffer."""
     if tensor.data is None:
         return 0
     blob = np.ascontiguousarray(tensor.data).tobytes()
     key = hashlib.sha256(blob).digest()
-    if key not in known:
+    if key not in book.buffers:
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(blob, dtype=np.uint8)
-        known[key] = len(model.buffers)
-        model.buffers.append(buffer)
-    return known[key]
+        book.buffers[key] = len(book.model.buffers)
+        book.model.buffers.append(buffer)
+    return book.buffers[key]
 
 
 def _tensor(tensor: Tensor, buffer: int, shape: tuple[int, ...]) -> Any:
@@ -140,42 +174,44 @@ def _tensor(tensor: Tensor, buffer: int, shape: tuple[int, ...]) -> Any:
     return made
 
 
-def _operator(op: Op, indices: dict[Tensor, int], model: Any, codes: dict[tuple[str, int], int]) -> Any:
+def _operator(op: Op, indices: dict[Tensor, int], book: _Book) -> Any:
     key = (op.kind, lowest_version(op))
-    if key not in codes:
+    if key not in book.codes:
         code = schema.OperatorCodeT()
         code.builtinCode = getattr(schema.BuiltinOperator, op.kind)
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         code.version = key[1]
-        codes[key] = len(model.operatorCodes)
-        model.operatorCodes.append(code)
+        book.codes[key] = len(book.model.operatorCodes)
+        book.model.operatorCodes.append(code)
     made = schema.OperatorT()
-    made.opcodeIndex = codes[key]
+    made.opcodeIndex = book.codes[key]
     made.inputs = [-1 if t is None else indices[t] for t in op.inputs]
     made.outputs = [indices[t] for t in op.outputs]
     name = _OPTIONS.get(op.kind, "".join(part.capitalize() for part in op.kind.split("_"))) + "Options"
     if hasattr(schema, name + "T"):
         table = getattr(schema, name + "T")()
-        for field, value in op.options.items():
-            if not hasattr(table, field):
-                raise AttributeError(f"{name} has no field {field}")
-            setattr(table, field, value)
+        branches = [book.numbers[block] for block in op.blocks]
+        options = op.options | dict(zip(("thenSubgraphIndex", "elseSubgraphIndex"), branches, strict=False))
+        for key_of, value in options.items():
+            if not hasattr(table, key_of):
+                raise AttributeError(f"{name} has no field {key_of}")
+            setattr(table, key_of, value)
         made.builtinOptions = table
         made.builtinOptionsType = getattr(schema.BuiltinOptions, name)
     return made
 
 
-def _signature(program: Program, indices: dict[Tensor, int]) -> Any:
+def _signature(key: str, program: Program, indices: dict[Tensor, int], book: _Book) -> Any:
     signature = schema.SignatureDefT()
-    signature.signatureKey = SIGNATURE
-    signature.subgraphIndex = 0
-    for field, tensors in (("inputs", program.inputs), ("outputs", program.outputs)):
+    signature.signatureKey = key
+    signature.subgraphIndex = book.numbers[program]
+    for side, tensors in (("inputs", program.inputs), ("outputs", program.outputs)):
         maps = []
         for name, tensor in tensors.items():
             entry = schema.TensorMapT()
             entry.name, entry.tensorIndex = name, indices[tensor]
             maps.append(entry)
-        setattr(signature, field, maps)
+        setattr(signature, side, maps)
     return signature
 
 

@@ -168,7 +168,9 @@ class LandmarksTask:
             )
 
 
-@tasks.register("landmarks", TaskCard("Landmarks", "shapes, points:DIR, csv:FILE, json:FILE or npz:FILE"))
+@tasks.register(
+    "landmarks", TaskCard("Landmarks", "shapes, points:DIR, csv:FILE, json:FILE or npz:FILE", higher_is_better=False)
+)
 def landmarks(
     *,
     data: str,

@@ -81,10 +81,11 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class TaskCard:
-    """What a task needs, readable without importing torch."""
+    """What a task needs and which way its deciding metric points, readable without importing torch."""
 
     title: str
     data: str
+    higher_is_better: bool = True
 
 
 tasks: Registry[Callable[..., Task], TaskCard] = Registry(
