@@ -52,8 +52,8 @@ def speed_claim(seeds: int) -> None:
         "ResNet-56 → ResNet-20, Fashion-MNIST, batches of 128; teacher's signals cached, so that the objective's own cost shows"
     )
     record = {"command": "python benchmarks/distill.py --only speed", "about": about, "conditions": conditions(), **figures}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    files.write_json(RESULTS / "speed.json", record)
+    (RESULTS / "distill").mkdir(parents=True, exist_ok=True)
+    files.write_json(RESULTS / "distill" / "speed.json", record)
     print(json.dumps({k: v["wall"] for k, v in figures["overhead"]["over_kd"].items()}, indent=1))
 
 

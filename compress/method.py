@@ -101,7 +101,17 @@ methods: Registry[Method, MethodCard] = Registry(
     "recipe step",
     modules=tuple(
         f"trimtab.compress.{name}"
-        for name in ("structured", "finetune", "keep_features", "distill.method", "student", "procedures.mae")
+        for name in (
+            "structured",
+            "finetune",
+            "keep_features",
+            "distill.method",
+            "student",
+            "procedures.mae",
+            "dynamic.method",
+            "dynamic.static",
+            "routing.method",
+        )
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from ..models.errors import UserError
 from .checkpointing import Checkpoint, Position, state_digest
 from .evaluation import evaluate
 from .history import Epoch, History
-from .loop import Evaluator, Loop, Objective, TrainBatch, build_optimizer
+from .loop import Evaluator, Loop, Objective, ParamGroup, TrainBatch, build_optimizer
 from .runtime import Runtime
 from .sampling import StepSampler, batches, chosen_positions
 from .schedule import plan_run
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..models.tasks.task import Task
     from .method import Context
 
-__all__ = ["History", "Objective", "Runtime", "TrainBatch", "TrainConfig", "evaluate", "fit", "runtime_for"]
+__all__ = ["History", "Objective", "ParamGroup", "Runtime", "TrainBatch", "TrainConfig", "evaluate", "fit", "runtime_for"]
 
 log = logging.getLogger("trimtab")
 
@@ -44,6 +44,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     runtime: Runtime | None = None,
     evaluator: Evaluator | None = None,
+    groups: Sequence[ParamGroup] = (),
 ) -> History:
     """The record of training `module` in place; the module comes back on its own device, in eval mode.
 
@@ -52,7 +53,8 @@ def fit(
     that was stopped continues from `context.workdir/LABEL.safetensors` and ends with the weights of one that was not (bit for
     bit on a CPU). `identity` names what else decides the result (a teacher's hash …): a checkpoint that differs in it, in the
     configuration, the data or the starting weights is not used, and the history's notes say so. `evaluator` measures the module
-    on the validation samples in the task's stead, for a network whose outputs are not the task's.
+    on the validation samples in the task's stead, for a network whose outputs are not the task's. `groups` are parameters of `module`
+    that learn at rates of their own.
     Raises UserError for an empty split, a network with nothing to train, and a loss that is no longer finite.
     """
     runtime = runtime or runtime_for(config, context)
@@ -65,7 +67,7 @@ def fit(
     )
     cuda = [runtime.device] if runtime.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), runtime.prepared(module) as network:  # the caller's random stream is left alone
-        optimizer = build_optimizer(module, config)
+        optimizer = build_optimizer(module, config, groups)
         position, why_not = checkpoint.load(module, optimizer)
         if why_not and runtime.main:
             log.warning("%s: %s", label, why_not)

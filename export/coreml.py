@@ -58,7 +58,7 @@ class CoremlExporter:
 
     @staticmethod
     def export(request: ExportRequest) -> Exported:
-        """Facts about the package written at `request.out`.
+        """Facts about the package written at `request.out`. A RoutedNet becomes control flow.
 
         Raises UserError for a request without a module, tensor names or types that Core ML has not, a module whose outputs are
         not the contract's, and operations that Core ML or coremltools has not (naming the operation and its module).
@@ -69,16 +69,21 @@ class CoremlExporter:
                 "Core ML packages are written from a torch module, and this request has only an ONNX graph",
                 hint="start from a checkpoint or bundle, or export the graph to onnx or tflite",
             )
+        from ..models.routed import RoutedNet
         from . import coreml_trace as roads
 
-        contract, warnings = _narrowed(request.contract)
+        if isinstance(request.module, RoutedNet):
+            from .dynamic.coreml_routed import export_routed
+
+            return export_routed(request.module, request.contract, request.out, request.precision)
+        contract, warnings = narrowed_contract(request.contract)
         ranges = free_ranges(contract, request.example)
         example = _example(contract, ranges, request.example)
         module = roads.flat(request.module, example, contract)
         model, heard = _convert(module, example, contract, ranges, half=request.precision == "fp16")
         if ranges:
             warnings.append(_flexible(ranges))
-        return _saved(model, contract, request.out, (*warnings, *heard))
+        return saved(model, contract, request.out, (*warnings, *heard))
 
     @staticmethod
     def runner(path: Path, contract: Contract) -> Runner:
@@ -94,7 +99,7 @@ class CoremlExporter:
         return run
 
 
-def _narrowed(contract: Contract) -> tuple[Contract, list[str]]:
+def narrowed_contract(contract: Contract) -> tuple[Contract, list[str]]:
     """The contract with int64 as int32, and a warning for each. Raises UserError for names and types that Core ML has not."""
     warnings: list[str] = []
 
@@ -164,7 +169,7 @@ def _convert(
         for spec in contract.inputs
     ]
     with quiet() as heard:
-        inputs, outputs = _features(contract, ranges)
+        inputs, outputs = features(contract, ranges)
         traced: Any = None
         try:
             traced = roads.trace(module, example, sides_known=sides_known)
@@ -180,7 +185,7 @@ def _convert(
             return model, heard
 
 
-def _features(contract: Contract, ranges: Mapping[str, Range]) -> tuple[list[Any], list[Any]]:
+def features(contract: Contract, ranges: Mapping[str, Range]) -> tuple[list[Any], list[Any]]:
     """coremltools' descriptions of the contract's inputs and outputs; one symbol is one range, shared between inputs."""
     import coremltools as ct
 
@@ -196,7 +201,7 @@ def _features(contract: Contract, ranges: Mapping[str, Range]) -> tuple[list[Any
     return inputs, [ct.TensorType(name=spec.name, dtype=_TYPES[spec.dtype]) for spec in contract.outputs]
 
 
-def _saved(model: Any, contract: Contract, out: Path, warnings: tuple[str, ...]) -> Exported:
+def saved(model: Any, contract: Contract, out: Path, warnings: tuple[str, ...]) -> Exported:
     """The facts about `model`, saved at `out` and read back. Raises UserError when coremltools changed a tensor's name."""
     import coremltools as ct
     import torch

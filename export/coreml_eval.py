@@ -3,7 +3,7 @@
 It checks what the artifact *means* by the MIL specification. It is not Apple's runtime: in a float16 program every tensor is
 rounded to float16 after each operation, while sums inside an operation run in float32; the Neural Engine, the GPU and the CPU
 each accumulate in their own way. Weights kept compressed (`constexpr_*`: integers with scales, look-up tables, bit masks) are
-decoded with coremltools' own decoders.
+decoded with coremltools' own decoders. A choice (`cond`) runs the block that was chosen, and that one alone.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class Step:
     outputs: tuple[tuple[str, str], ...]
     done_with: tuple[str, ...]
 
+    def reads(self) -> set[str]:
+        """The names of the values that it takes."""
+        return {name for _, source in self.inputs for name in ((source,) if isinstance(source, str) else source)}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -83,8 +87,9 @@ def load_program(path: Path) -> Program:
                 hint="give an .mlpackage with an mlprogram; export again",
             ) from None
         function = mil.functions[mil.default_function_name]
+        _tell_apart(function)
         constants = _constants(function.operations)
-        steps = _steps(function, constants)
+        steps = _steps(function.operations, constants, function.opset_version)
     return Program(
         inputs={feature.name: _bounds(feature) for feature in spec.description.input},
         dtypes={name: _dtype(var) for name, var in function.inputs.items()},
@@ -107,13 +112,8 @@ def evaluate(program: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np
     for name, array in inputs.items():
         program.inputs[name].check(name, array.shape)
         env[name] = _typed(torch.from_numpy(np.array(array)), program.dtypes[name])
-    keep = set(program.outputs)
     with torch.inference_mode():
-        for step in program.steps:
-            _run(step, env)
-            for name in step.done_with:
-                if name not in keep:
-                    env.pop(name, None)
+        _run_all(program.steps, env, program.outputs)
     return {name: _output(env[name]) for name in program.outputs}
 
 
@@ -126,6 +126,16 @@ def _run(step: Step, env: Env) -> None:
     results: Sequence[Tensor] = result if isinstance(result, tuple) else (result,)
     for (name, dtype), value in zip(step.outputs, results, strict=False):
         env[name] = _typed(value, dtype)
+
+
+def _run_all(steps: Iterable[Step], env: Env, keep: Iterable[str]) -> None:
+    """Compute the steps in order; values that nothing needs after a step are dropped, but for those to `keep`."""
+    kept = set(keep)
+    for step in steps:
+        _run(step, env)
+        for name in step.done_with:
+            if name not in kept:
+                env.pop(name, None)
 
 
 def _tensor(value: Value) -> Tensor:
@@ -148,6 +158,28 @@ def _typed(value: Tensor, dtype: str) -> Tensor:
 
 def _output(value: Value) -> np.ndarray:
     return np.array(_tensor(value).numpy())
+
+
+def _tell_apart(function: Any) -> None:
+    """None; constants get names of their own: those that coremltools leaves behind as it loads a choice reuse taken ones."""
+    operations: list[Any] = []
+    blocks = [function]
+    while blocks:
+        block = blocks.pop()
+        operations += block.operations
+        blocks += [inner for op in block.operations for inner in op.blocks]
+    taken: dict[str, Any] = dict(function.inputs)
+    taken |= {var.name: var for op in operations if op.op_type != "const" for var in op.outputs}
+    for op in operations:
+        sources = [var for source in op.inputs.values() for var in (source if isinstance(source, (list, tuple)) else (source,))]
+        for var in (*op.outputs, *sources):
+            if var is None or var.op is None or var.op.op_type != "const":
+                continue
+            name, number = var.name, 1
+            while taken.setdefault(name, var) is not var:
+                name, number = f"{var.name}#{number}", number + 1
+            if name != var.name:
+                var.set_name(name)
 
 
 def _dtype(var: Any) -> str:
@@ -201,12 +233,14 @@ def _constant(value: Any) -> Value:
     return torch.from_numpy(np.array(array, dtype=np.bool_ if array.dtype == np.bool_ else np.int32))
 
 
-def _steps(function: Any, constants: Env) -> tuple[Step, ...]:
+def _steps(operations: Iterable[Any], constants: Env, opset: Any) -> tuple[Step, ...]:
     """The operations that compute something, in order, each with the variables that nothing needs after it."""
-    opset = function.opset_version
     steps: list[Step] = []
-    for op in function.operations:
+    for op in operations:
         if op.op_type == "const" or op.op_type.startswith("constexpr_"):
+            continue
+        if op.op_type == "cond":
+            steps.append(_choice(op, opset))
             continue
         inputs: list[tuple[str, str | tuple[str, ...]]] = []
         for parameter, source in op.inputs.items():
@@ -217,6 +251,40 @@ def _steps(function: Any, constants: Env) -> tuple[Step, ...]:
         outputs = tuple((var.name, _dtype(var)) for var in op.outputs)
         steps.append(Step(op.op_type, _kernel(op, opset), tuple(inputs), outputs, ()))
     return _with_last_uses(steps, constants)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One block of a `cond`: its own constants and steps, the names it returns, and those it reads of the program around it."""
+
+    constants: Env
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+    outer: tuple[str, ...]
+
+
+def _side(block: Any, opset: Any) -> _Side:
+    constants = _constants(block.operations)
+    steps = _steps(block.operations, constants, opset)
+    outputs = tuple(str(var.name) for var in block.outputs)
+    made = set(constants) | {name for step in steps for name, _ in step.outputs}
+    read = [name for step in steps for name in step.reads()] + list(outputs)
+    return _Side(constants, steps, outputs, tuple(dict.fromkeys(name for name in read if name not in made)))
+
+
+def _choice(op: Any, opset: Any) -> Step:
+    """A `cond` as one step, which reads what either block reads."""
+    sides = [_side(block, opset) for block in op.blocks]
+
+    def compute(args: Args) -> tuple[Tensor, ...]:
+        side = sides[0] if args.flag("pred", False) else sides[1]
+        env: Env = {**{name: args.values[name] for name in side.outer}, **side.constants}
+        _run_all(side.steps, env, side.outputs)
+        return tuple(_tensor(env[name]) for name in side.outputs)
+
+    outer = dict.fromkeys(name for side in sides for name in side.outer)
+    inputs = (("pred", str(op.inputs["pred"].name)), *((name, name) for name in outer))
+    return Step("cond", compute, inputs, tuple((var.name, _dtype(var)) for var in op.outputs), ())
 
 
 def _name(var: Any, constants: Env) -> str:
@@ -230,14 +298,14 @@ def _with_last_uses(steps: Sequence[Step], constants: Env) -> tuple[Step, ...]:
     seen = set(constants)
     out = []
     for step in reversed(steps):
-        used = {name for _, source in step.inputs for name in ((source,) if isinstance(source, str) else source)}
+        used = step.reads()
         out.append(Step(step.kind, step.kernel, step.inputs, step.outputs, tuple(sorted(used - seen))))
         seen |= used
     return tuple(reversed(out))
 
 
 def _kernel(op: Any, opset: Any) -> Kernel:
-    """Our kernel for the operation, else coremltools' own inference of its value. Raises UserError for control flow."""
+    """Our kernel for the operation, else coremltools' own inference of its value. Raises UserError for loops."""
     if op.op_type in KERNELS:
         return KERNELS[op.op_type]
     if op.blocks:

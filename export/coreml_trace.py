@@ -123,10 +123,18 @@ def exported(
         return torch.export.export(module, example, dynamic_shapes=shapes).run_decompositions({})
 
 
-def converted(program: Any, *, inputs: list[Any], outputs: list[Any], half: bool) -> Any:
-    """The `MLModel` for the oldest system that has every operation the program needs, from iOS 16 on."""
+def converted(
+    program: Any, *, inputs: list[Any], outputs: list[Any], half: bool, exact: Callable[[Any], bool] | None = None
+) -> Any:
+    """The `MLModel` for the oldest system that has every operation the program needs, from iOS 16 on.
+
+    `exact` names the operations that stay in float32 in a `half` program.
+    """
     import coremltools as ct
 
+    precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
+    if half and exact is not None:
+        precision = ct.transform.FP16ComputePrecision(op_selector=lambda op: not exact(op))
     newest = max(_IOS)
     for specification, system in _IOS.items():
         try:
@@ -136,7 +144,7 @@ def converted(program: Any, *, inputs: list[Any], outputs: list[Any], half: bool
                 outputs=outputs,
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(ct.target, system),
-                compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+                compute_precision=precision,
                 skip_model_load=True,
             )
         except Exception as error:

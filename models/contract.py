@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping
 from typing import Literal
 
@@ -18,6 +20,8 @@ class TensorSpec(BaseModel):
 
     A string in `shape` is a symbolic dimension, free at run time: `("N", 3, 224, 224)`, `("N", 3, "H", "W")`.
     `value_range` holds the values *before* normalisation; the tensor itself holds `(value − mean) / std`, per channel.
+    `default` makes an input a setting: the values (in row-major order) used when the caller gives none, as profilers and
+    evaluation do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +33,9 @@ class TensorSpec(BaseModel):
     value_range: tuple[float, float] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    default: tuple[float, ...] = Field(
+        (), exclude_if=operator.not_
+    )  # absent from files where there is none, so that hashes stay
 
     @model_validator(mode="after")
     def _consistent(self) -> TensorSpec:
@@ -40,6 +47,8 @@ class TensorSpec(BaseModel):
             raise ValueError(f"shape {self.shape} has a dimension below 1")
         if self.layout in ("NCHW", "NHWC") and len(self.shape) != 4:
             raise ValueError(f"layout {self.layout} wants 4 dimensions, shape {self.shape} has {len(self.shape)}")
+        if self.default and (self.symbols or len(self.default) != math.prod(self.concrete({}))):
+            raise ValueError(f"default has {len(self.default)} values, shape {self.shape} does not take as many")
         return self
 
     @property
@@ -107,6 +116,11 @@ class Contract(BaseModel):
         """Seeded random tensors for every input, by name."""
         rng = np.random.default_rng(seed)
         return {spec.name: spec.random(dims, rng) for spec in self.inputs}
+
+    def defaults(self) -> dict[str, np.ndarray]:
+        """The default values of the inputs that have some, by name, in their shape and dtype."""
+        settings = [spec for spec in self.inputs if spec.default]
+        return {spec.name: np.array(spec.default).reshape(spec.concrete({})).astype(spec.dtype) for spec in settings}
 
 
 def image_classifier(

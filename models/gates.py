@@ -61,6 +61,10 @@ class Gate(nn.Module):
         self.mask: Tensor | None = None
         self.saliency: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not what the last pass left, which may hang on a graph that can't be copied."""
+        return {**self.__dict__, "logits": None, "mask": None, "saliency": None}
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C_out) for a layer's input (N, C_in, H, W)."""
         pooled = x.amax((2, 3)) if self.spec.pool == "max" else x.mean((2, 3))

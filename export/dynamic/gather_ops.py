@@ -57,11 +57,15 @@ class Emitter:
 
 @dataclass(frozen=True)
 class Picked:
-    """The channels that one gate switches on, as values of the graph: `channels` (k,) int64 in 0…C, `places` (k, 2) in (1, C)."""
+    """The channels that one gate switches on, as values of the graph.
 
-    count: int
+    `channels` (k,) int64 in 0…C, C being the spare. `inside` (k,): the same with the pivot in the spare's place; `places` (k, 2):
+    these as positions in (1, C).
+    """
+
     channels: str
     places: str
+    inside: str
 
 
 def pick(emit: Emitter, features: str, weight: np.ndarray, bias: np.ndarray, *, at: str) -> Picked:
@@ -74,9 +78,10 @@ def pick(emit: Emitter, features: str, weight: np.ndarray, bias: np.ndarray, *, 
     on = emit.op("Greater", logits, emit.constant(np.array(0, dtype=np.float32), "zero"), out=f"{at}/on")
     found = emit.op("NonZero", on, out=f"{at}/nonzero")
     channels = emit.op("Gather", found, emit.constant(np.array(1, dtype=np.int64), "one"), out=f"{at}/channels", axis=0)
-    table = np.stack([np.zeros(count + 1, dtype=np.int64), np.append(np.arange(count), pivot)], axis=1)
-    places = emit.op("Gather", emit.constant(table, f"{at}/table"), channels, out=f"{at}/places", axis=0)
-    return Picked(count, channels, places)
+    real = np.append(np.arange(count, dtype=np.int64), pivot)
+    inside = emit.op("Gather", emit.constant(real, f"{at}/real"), channels, out=f"{at}/inside")
+    table = emit.constant(np.stack([np.zeros_like(real), real], axis=1), f"{at}/table")
+    return Picked(channels, emit.op("Gather", table, channels, out=f"{at}/places"), inside)
 
 
 def gather_weight(emit: Emitter, weight: np.ndarray, *, outputs: Picked | None, inputs: Picked | None, at: str) -> str:

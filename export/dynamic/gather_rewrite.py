@@ -1,34 +1,39 @@
 """The masked graph of a gated network rewritten so that channels which are off are not computed.
 
 The masked graph holds, for every gated convolution, Conv → Mul(mask), the mask being Greater(logits, 0). The rewriter walks it in
-order and keeps for each value one or both of two forms: full (1, C, …), and compact, with the picked channels of one gate alone.
+order and keeps each value full, (1, C, …), or compact: the channels alone that one gate has switched on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+from .gather_choice import Layer, choose, narrow
 from .gather_ops import Emitter, Picked, gather_bias, gather_weight, pick, scatter
 
-KEEPS_ZERO = frozenset(
-    "Relu LeakyRelu Tanh HardSwish Erf Abs Neg Elu Selu MaxPool AveragePool GlobalAveragePool GlobalMaxPool".split()
-)
+POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
+KEEPS_ZERO = POOLS | {"Relu", "LeakyRelu", "Tanh", "HardSwish", "Erf", "Abs", "Neg", "Elu", "Selu"}
 """Operators that work on each channel for itself and turn a channel of zeros into zeros."""
-MOVES_ZERO = frozenset("Sigmoid HardSigmoid Softplus Exp".split())
+MOVES_ZERO = frozenset({"Sigmoid", "HardSigmoid", "Softplus", "Exp"})
 """Operators on single values that don't."""
-REDUCES = frozenset(("ReduceMax", "ReduceMean"))
-PASSES = frozenset(("Unsqueeze", "Reshape", "Cast", "Identity"))
+WITH_SCALARS = frozenset({"Mul", "Div", "Add", "Sub", "Clip"})
+REDUCES = frozenset({"ReduceMax", "ReduceMean"})
+PASSES = frozenset({"Unsqueeze", "Reshape", "Cast", "Identity"})
 
 
 @dataclass
 class Value:
-    """One value of the old graph. `gate`: its logits' name, where the value has a compact form or is zero where that gate is off."""
+    """What is known of one value. `compact` and `full` name its forms where they were written.
+
+    `zero_outside`: it is zero in the channels that the gate (named by its logits) switches off.
+    """
 
     gate: str = ""
     zero_outside: bool = False
@@ -45,120 +50,136 @@ class GatedConv:
     logits: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rewritten:
-    """The new model; the gated convolutions that are gathered; those left masked, with the reason; both by their Conv node's name."""
+    """The new model, and by their Conv node's name the gated convolutions that are gathered and, with the reason, those that aren't."""
 
     model: onnx.ModelProto
     gathered: tuple[str, ...]
-    masked: dict[str, str] = field(default_factory=dict)
+    masked: dict[str, str]
 
 
-def rewrite(model: onnx.ModelProto) -> Rewritten:
-    """The same function of one sample, its gated convolutions gathered. `model` has batch 1 and fixed sizes everywhere."""
-    return _Rewriter(model).run()
+def rewrite(model: onnx.ModelProto, keep: Callable[[str], float]) -> Rewritten:
+    """The same function, its gated convolutions gathered where that pays.
+
+    `model` has batch 1 and fixed sizes everywhere. `keep` gives the share of a convolution's channels that are usually on, by its
+    node's name; 0 gathers wherever it can be done.
+    """
+    trial = _Rewriter(model, None)
+    trial.run()
+    shares = {gated.logits: keep(gated.conv.name) for gated in trial.gated.values()}
+    return _Rewriter(model, choose(trial.layers, shares), shares).run()
 
 
 class _Rewriter:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    """One walk. `chosen`: the gates, by their logits, whose convolutions are gathered; None: all that can be."""
+
+    def __init__(self, model: onnx.ModelProto, chosen: set[str] | None, shares: Mapping[str, float] | None = None) -> None:
         self.model = onnx.shape_inference.infer_shapes(model)
         self.graph = self.model.graph
+        self.chosen, self.shares = chosen, shares or {}
+        self.layers: list[Layer] = []
         self.weights = {w.name: numpy_helper.to_array(w) for w in self.graph.initializer}
         self.shapes = {
             v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
             for v in (*self.graph.value_info, *self.graph.input, *self.graph.output)
         }
         self.makers = {name: node for node in self.graph.node for name in node.output}
-        self.readers: dict[str, list[NodeProto]] = {}
+        self.reads: dict[str, int] = {}
         for node in self.graph.node:
             for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.outputs = {o.name for o in self.graph.output}
-        self.emit = Emitter({*self.weights, *self.makers, *self.shapes})
+                self.reads[name] = self.reads.get(name, 0) + 1
+        self.outputs = [o.name for o in self.graph.output]
+        self.emit = Emitter({*self.weights, *self.makers, *self.shapes, *(node.name for node in self.graph.node)})
         self.values: dict[str, Value] = {}
         self.picks: dict[str, Picked] = {}
         self.masked: dict[str, str] = {}
+        self.gathered: list[str] = []
         self.gated = self._find()
 
     def run(self) -> Rewritten:
         """The new model."""
-        late = {gated.conv.name: gated for gated in self.gated.values()}
+        late = {gated.conv.name for gated in self.gated.values()}
         for node in self.graph.node:
-            if node.name in late:
-                continue  # done where its mask is multiplied
-            self._node(node)
+            if node.name in self.gated:
+                self._gate(self.gated[node.name])
+            elif node.name not in late:
+                self._node(node)
         for name in self.outputs:
             self._full(name)
-        return Rewritten(self._model(), tuple(late), self.masked)
+        return Rewritten(self._model(), tuple(self.gathered), self.masked)
 
     # --- what is there
 
     def _find(self) -> dict[str, GatedConv]:
-        """The gated convolutions by the name of their Mul."""
+        """The gated convolutions that can be gathered, by the name of their Mul."""
         found = {}
         for mul in self.graph.node:
-            logits = self._mask_of(mul)
-            if not logits:
-                continue
+            logits = self._logits_of(mul)
             conv = next((self.makers[i] for i in mul.input if i in self.makers and self.makers[i].op_type == "Conv"), None)
-            reason = self._refusal(conv, logits)
-            if not reason and conv is not None:
-                found[mul.name] = GatedConv(conv, mul, logits)
-            elif conv is not None:
+            if not logits or conv is None:
+                continue
+            if reason := self._refusal(conv, logits):
                 self.masked[conv.name] = reason
+            else:
+                found[mul.name] = GatedConv(conv, mul, logits)
         return found
 
-    def _mask_of(self, mul: NodeProto) -> str:
+    def _logits_of(self, mul: NodeProto) -> str:
         """The logits that a Mul's mask is made of, or ""."""
         if mul.op_type != "Mul":
             return ""
         for name in mul.input:
             node = self.makers.get(name)
-            if len(self.shapes.get(name, ())) != 4:
+            if self.shapes.get(name, ())[2:] != (1, 1):
                 continue
             while node is not None and node.op_type in PASSES:
                 node = self.makers.get(node.input[0])
-            if node is not None and node.op_type == "Greater" and self._is_zero(node.input[1]):
+            if node is not None and node.op_type == "Greater" and not np.any(self.weights.get(node.input[1], 1)):
                 return node.input[0]
         return ""
 
-    def _is_zero(self, name: str) -> bool:
-        return name in self.weights and self.weights[name].size == 1 and float(self.weights[name].item()) == 0
-
-    def _refusal(self, conv: NodeProto | None, logits: str) -> str:
+    def _refusal(self, conv: NodeProto, logits: str) -> str:
         """Why a masked convolution can't be gathered, or ""."""
-        if conv is None or conv.input[1] not in self.weights:
-            return "its weight is not a constant"
-        if len(self.readers[conv.output[0]]) != 1 or conv.output[0] in self.outputs:
+        if self.reads[conv.output[0]] != 1 or conv.output[0] in self.outputs:
             return "its output is read before the mask"
-        channels = self.weights[conv.input[1]].shape[0]
-        if _attribute(conv, "group", 1) != 1:
-            return "ONNX fixes a convolution's groups, so its channels can't come and go"
-        if self.shapes.get(logits) != (1, channels):
-            return f"its mask has the shape {self.shapes.get(logits)} and not {(1, channels)}"
+        if not self._free(conv):
+            return "it is depthwise or grouped: ONNX fixes the number of groups, so channels can't come and go"
+        weight = self.weights[conv.input[1]]
         gemm = self.makers.get(logits)
-        if gemm is None or gemm.op_type != "Gemm" or not _plain(gemm) or any(n not in self.weights for n in gemm.input[1:]):
+        if gemm is None or not _is_linear(gemm) or any(n not in self.weights for n in gemm.input[1:]):
             return "its predictor does not end in a linear layer"
+        if self.weights[gemm.input[2]].shape != weight.shape[:1]:
+            return f"its mask has {self.weights[gemm.input[2]].size} channels and it has {weight.shape[0]}"
         return ""
 
     # --- the walk
 
     def _node(self, node: NodeProto) -> None:
         out = node.output[0]
-        logits = self._mask_of(node)
-        if node.name in self.gated:
-            self.values[out] = self._gathered(self.gated[node.name])
-        elif node.op_type == "Conv" and _attribute(node, "group", 1) == 1 and self._compact(node.input[0]):
-            self._copy(node, self._conv_inputs(node, outputs=None))
+        if node.op_type == "Conv" and self._free(node) and self._reads_compact(self._layer(node, "")):
+            self._conv(node, None, out=out)
         elif self._per_channel(node):
             self._spread(node)
-        elif logits:
+        elif not (node.op_type in ("Add", "Sub", "Mul") and self._joined(node)):
             self._copy(node, [self._full(name) for name in node.input])
-            self.values[out] = Value(logits, zero_outside=True)
-        elif node.op_type in ("Add", "Mul", "Sub") and self._joined(node):
+            if logits := self._logits_of(node):
+                self.values[out] = Value(logits, zero_outside=True)
+
+    def _gate(self, gated: GatedConv) -> None:
+        """None; a convolution and its mask, gathered where that pays."""
+        out = gated.mul.output[0]
+        if self.chosen is not None and gated.logits not in self.chosen:
+            size = "×".join(str(d) for d in self.shapes[gated.conv.output[0]][2:])
+            self.masked[gated.conv.name] = f"on a {size} map copying its weights costs more than leaving channels out saves"
+            self._node(gated.conv)
+            self._node(gated.mul)
             return
-        else:
-            self._copy(node, [self._full(name) for name in node.input])
+        self.gathered.append(gated.conv.name)
+        reads = self._reads_compact(self._layer(gated.conv, gated.logits))
+        name = self.emit.name(f"{out}/compact")
+        compact = self._conv(gated.conv, self._picked(gated.logits), out=name, compact=reads)
+        self.values[out] = Value(gated.logits, zero_outside=True, compact=compact)
 
     def _copy(self, node: NodeProto, inputs: list[str], *, out: str = "") -> str:
         """The node on other inputs; it writes `out`, or what it wrote before."""
@@ -167,127 +188,120 @@ class _Rewriter:
         del new.input[:]
         new.input.extend(inputs)
         if out:
-            new.name = out
-            new.output[0] = out
+            new.name = new.output[0] = out
         self.emit.nodes.append(new)
         return new.output[0]
 
     def _picked(self, logits: str) -> Picked:
+        """The channels that a gate switches on."""
         if logits not in self.picks:
             gemm = self.makers[logits]
             weight, bias = (self.weights[name] for name in gemm.input[1:])
             self.picks[logits] = pick(self.emit, self._full(gemm.input[0]), weight, bias, at=self.emit.name(f"{logits}/pick"))
         return self.picks[logits]
 
-    def _gathered(self, gated: GatedConv) -> Value:
-        """A gated convolution: the picked channels alone, times their mask."""
-        picked = self._picked(gated.logits)
-        out = gated.mul.output[0]
-        compact = self._copy(gated.conv, self._conv_inputs(gated.conv, outputs=picked), out=self.emit.name(f"{out}/compact"))
-        return Value(gated.logits, zero_outside=True, compact=compact)
+    def _free(self, conv: NodeProto) -> bool:
+        """Whether a convolution's channels can come and go: it has no groups, and constant weights."""
+        return _attribute(conv, "group", 1) == 1 and all(name in self.weights for name in conv.input[1:])
 
-    def _conv_inputs(self, conv: NodeProto, *, outputs: Picked | None) -> list[str]:
-        """Input, weight and bias of a convolution whose input is taken compact where it can be."""
+    def _layer(self, conv: NodeProto, gate: str) -> Layer:
+        """A convolution as the choice sees it, noted."""
         value = self.values.get(conv.input[0], Value())
-        compact = self._compact(conv.input[0])
+        width, depth, *kernel = self.weights[conv.input[1]].shape
+        reads = value.gate if value.compact and value.zero_outside else ""
+        pixels = math.prod(self.shapes[conv.output[0]][2:])
+        self.layers.append(Layer(gate, reads, pixels, math.prod(kernel), width, depth))
+        return self.layers[-1]
+
+    def _reads_compact(self, layer: Layer) -> bool:
+        """Whether a convolution takes its input compact."""
+        return bool(layer.reads) and (self.chosen is None or narrow(layer, self.shares, self.chosen))
+
+    def _conv(self, conv: NodeProto, outputs: Picked | None, *, out: str, compact: bool = True) -> str:
+        """A convolution of the picked output channels (None: all), its input compact or full."""
+        value, at = self.values.get(conv.input[0], Value()), self.emit.name(f"{conv.output[0]}/gather")
         inputs = self._picked(value.gate) if compact else None
-        at = self.emit.name(f"{conv.output[0]}/gather")
-        found = [compact or self._full(conv.input[0])]
+        found = [value.compact if compact else self._full(conv.input[0])]
         found.append(gather_weight(self.emit, self.weights[conv.input[1]], outputs=outputs, inputs=inputs, at=at))
         if len(conv.input) > 2:
             found.append(gather_bias(self.emit, self.weights[conv.input[2]], outputs, at=at))
-        return found
+        return self._copy(conv, found, out=out)
 
     def _per_channel(self, node: NodeProto) -> bool:
-        """Whether a node works on each channel of its only varying input for itself."""
-        varying = [name for name in node.input if name and name not in self.weights]
-        if len(varying) != 1 or varying[0] != node.input[0] or len(node.output) != 1 or varying[0] not in self.values:
+        """Whether a node works on each channel of its only varying input, a known value, for itself."""
+        others = [name for name in node.input[1:] if name]
+        if not node.input or node.input[0] not in self.values or len(node.output) != 1:
+            return False
+        if any(name not in self.weights for name in others):
             return False
         if node.op_type in REDUCES:
-            axes = self.weights[node.input[1]].tolist() if len(node.input) > 1 else []
+            axes = self.weights[others[0]].tolist() if others else []
             return bool(axes) and all(axis in (2, 3, -1, -2) for axis in axes)
-        scalars = all(self.weights[name].size == 1 for name in node.input if name in self.weights)
-        return scalars and node.op_type in KEEPS_ZERO | MOVES_ZERO | {"Mul", "Div", "Add", "Sub", "Clip"}
+        scalars = all(self.weights[name].size == 1 for name in others)
+        return scalars and node.op_type in KEEPS_ZERO | MOVES_ZERO | WITH_SCALARS
 
     def _keeps_zero(self, node: NodeProto) -> bool:
+        """Whether such a node turns zeros into zeros."""
         if node.op_type == "Clip":
-            low, high = (self.weights[n].item() if n else None for n in (*node.input[1:], "", "")[:2])
+            low, high = [self.weights[n].item() if n else None for n in (*node.input[1:], "", "")][:2]
             return (low is None or low <= 0) and (high is None or high >= 0)
         return node.op_type in KEEPS_ZERO | REDUCES | {"Mul", "Div"}
 
     def _spread(self, node: NodeProto) -> None:
-        """A node that works on each channel for itself, done on the compact form."""
-        value, out = self.values[node.input[0]], node.output[0]
+        """None; a node that works on each channel for itself, done on the compact form where there is one."""
+        value, out, others = self.values[node.input[0]], node.output[0], list(node.input[1:])
         zero = value.zero_outside and self._keeps_zero(node)
+        compact = full = ""
         if value.compact:
-            compact = self._copy(node, [value.compact, *node.input[1:]], out=self.emit.name(f"{out}/compact"))
-            full = "" if zero else self._copy(node, [self._full(node.input[0]), *node.input[1:]])
-            self.values[out] = Value(value.gate, zero_outside=zero, compact=compact, full=full)
-            return
-        self._copy(node, [self._full(node.input[0]), *node.input[1:]])
-        if zero:
-            self.values[out] = Value(value.gate, zero_outside=True)
+            compact = self._copy(node, [value.compact, *others], out=self.emit.name(f"{out}/compact"))
+        if not (compact and zero):
+            full = self._copy(node, [self._full(node.input[0]), *others])
+        self.values[out] = Value(value.gate, zero_outside=zero, compact=compact, full=full)
 
     def _joined(self, node: NodeProto) -> bool:
-        """Whether a sum or product of two values could be done on compact forms."""
-        out, (a, b) = node.output[0], node.input
+        """Whether a sum or product of two values was made from compact forms."""
+        a, b = node.input
         left, right = self.values.get(a, Value()), self.values.get(b, Value())
-        if left.compact and right.compact and left.gate == right.gate and self._same_rank(a, b):
-            zero = (left.zero_outside and right.zero_outside) or (
-                node.op_type == "Mul" and (left.zero_outside or right.zero_outside)
-            )
-            if zero:
-                compact = self._copy(node, [left.compact, right.compact], out=self.emit.name(f"{out}/compact"))
-                self.values[out] = Value(left.gate, zero_outside=True, compact=compact)
+        same = self.shapes.get(a) == self.shapes.get(b)
+        if left.compact and right.compact and left.gate == right.gate and same:
+            zeros = (left.zero_outside, right.zero_outside)
+            if any(zeros) if node.op_type == "Mul" else all(zeros):
+                compact = self._copy(node, [left.compact, right.compact], out=self.emit.name(f"{node.output[0]}/compact"))
+                self.values[node.output[0]] = Value(left.gate, zero_outside=True, compact=compact)
                 return True
-        if node.op_type == "Mul":
-            return self._scaled(node)
-        if node.op_type == "Add" and self.shapes.get(a) == self.shapes.get(b) == self.shapes.get(out):
-            for name, value, other in ((a, left, b), (b, right, a)):
-                if value.compact and value.zero_outside and not value.full:
-                    shape = self.shapes[name]
-                    onto = self._full(other)
-                    scatter(self.emit, value.compact, shape, self._picked(value.gate), onto=onto, out=out)
-                    return True
-        return False
-
-    def _scaled(self, node: NodeProto) -> bool:
-        """Whether a product of a compact value and one number per channel (squeeze-and-excitation) was done compact."""
-        out = node.output[0]
-        for name, other in (tuple(node.input), tuple(node.input)[::-1]):
-            value, shape = self.values.get(name, Value()), self.shapes.get(other, ())
-            if value.compact and value.zero_outside and shape[2:] == (1, 1) and shape[:2] == self.shapes[name][:2]:
-                channels = self._picked(value.gate).channels
-                factor = self.emit.op("Gather", self._full(other), channels, out=f"{out}/factor", axis=1)
-                compact = self.emit.op("Mul", value.compact, factor, out=f"{out}/compact")
-                self.values[out] = Value(value.gate, zero_outside=True, compact=compact)
+        for name, value, other in ((a, left, b), (b, right, a)):
+            if not value.compact or not value.zero_outside:
+                continue
+            if node.op_type == "Mul" and self._factor_per_channel(other, name):
+                self._scaled(node, value, other)
+                return True
+            if node.op_type == "Add" and same and not value.full:
+                onto = self._full(other)
+                scatter(self.emit, value.compact, (), self._picked(value.gate), onto=onto, out=node.output[0])
                 return True
         return False
 
-    def _same_rank(self, a: str, b: str) -> bool:
-        return len(self.shapes.get(a, ())) == len(self.shapes.get(b, ())) > 0
+    def _factor_per_channel(self, factor: str, name: str) -> bool:
+        """Whether `factor` is (1, C, 1, 1), the channels those of value `name`: squeeze-and-excitation."""
+        shape = self.shapes.get(factor, ())
+        return len(shape) == 4 and shape[2:] == (1, 1) and shape[1] == self.shapes[name][1]
 
-    # --- forms
-
-    def _compact(self, name: str) -> str:
-        """The compact form of a value that is zero elsewhere, or ""."""
-        value = self.values.get(name)
-        if value is None or not value.zero_outside:
-            return ""
-        return value.compact
+    def _scaled(self, node: NodeProto, value: Value, factor: str) -> None:
+        """None; a compact value times one number per channel."""
+        out, channels = node.output[0], self._picked(value.gate).inside
+        picked = self.emit.op("Gather", self._full(factor), channels, out=f"{out}/factor", axis=1)
+        compact = self.emit.op("Mul", value.compact, picked, out=f"{out}/compact")
+        self.values[out] = Value(value.gate, zero_outside=True, compact=compact)
 
     def _full(self, name: str) -> str:
         """The full form of a value, scattered once."""
         value = self.values.get(name)
-        if value is None or not value.compact or value.full:
-            return name
-        value.full = scatter(self.emit, value.compact, self.shapes[name], self._picked(value.gate), out=name)
+        if value is not None and value.compact and not value.full:
+            value.full = scatter(self.emit, value.compact, self.shapes[name], self._picked(value.gate), out=name)
         return name
 
-    # --- the new model
-
     def _model(self) -> onnx.ModelProto:
-        """Inputs and outputs as before, and the nodes and constants that they need."""
+        """Inputs and outputs as before, with the nodes and constants that they need."""
         wanted, kept = set(self.outputs), []
         for node in reversed(self.emit.nodes):
             if wanted & set(node.output):
@@ -302,13 +316,9 @@ def _attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _plain(gemm: NodeProto) -> bool:
-    """Whether a Gemm is x · Wᵀ + b."""
-    defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    found = {name: _attribute(gemm, name, default) for name, default in defaults.items()}
-    return found == {**defaults, "transB": 1} and len(gemm.input) == 3
-
-
-def masks_of(model: onnx.ModelProto) -> Mapping[str, str]:
-    """For every gated convolution that can be gathered, by its node's name: the logits of its gate."""
-    return {gated.conv.name: gated.logits for gated in _Rewriter(model).gated.values()}
+def _is_linear(node: NodeProto) -> bool:
+    """Whether a node is x · Wᵀ + b."""
+    if node.op_type != "Gemm" or len(node.input) != 3:
+        return False
+    wanted = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    return all(_attribute(node, name, 0 if name == "transB" else value) == value for name, value in wanted.items())

@@ -28,15 +28,13 @@ def branch(ctx: Converter, node: Node) -> None:
     sides = [_Side(name, block, values, passed) for name, block in zip(("then", "else"), node.blocks, strict=True)]
     if failures := [line for side in sides for line in side.failures]:
         raise UnsupportedError(*failures)
+    for name, *forms in zip(node.outputs, *(side.forms() for side in sides), strict=True):
+        if forms[0] != forms[1]:
+            raise UnsupportedError(f"its branches return {name!r} as {forms[0]} and as {forms[1]}; both must be alike")
     perms: list[Perm] | None = None
     for side in sides:
         perms = side.close(perms)
-    first, second = (list(side.child.program.outputs.values()) for side in sides)
-    for name, a, b in zip(node.outputs, first, second, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise UnsupportedError(
-                f"its branches return {name!r} as {a.dtype} {a.shape} and as {b.dtype} {b.shape}; both must be alike"
-            )
+    first = list(sides[0].child.program.outputs.values())
     outs = [ctx.fresh(tensor.shape, tensor.dtype) for tensor in first]
     ctx.program.emit("IF", [decision, *passed], outs).blocks = tuple(side.child.program for side in sides)
     for name, out, perm in zip(node.outputs, outs, perms or [], strict=True):
@@ -59,6 +57,10 @@ class _Side:
         twin = self.child.fresh(tensor.shape, tensor.dtype)
         self.child.program.inputs[twin.name] = twin
         return twin
+
+    def forms(self) -> list[str]:
+        """Dtype and shape of every output, in words."""
+        return [f"{self.child.dtype(name)} {self.child.dims(name)}" for name in self.block.outputs]
 
     def close(self, perms: list[Perm] | None) -> list[Perm]:
         """The axis orders in which the branch returns its outputs: those asked for, else as they lie."""

@@ -14,17 +14,20 @@ _EDGES = (64, 224, 512)
 def with_sizes(program: Program, *, description: str) -> bytes:
     """The `.tflite` file of a program, every tensor's stored shape consistent with the others'.
 
-    Tools that never resize (viewers, quantisers, benchmarks) then see one valid size. Where the network takes none of the
-    default sizes its free dimensions are stored as 1. Raises UserError for a file above 2 GB.
+    Tools that never resize (viewers, quantisers, benchmarks) then see one valid size. Raises UserError for a file above 2 GB.
     """
-    data = to_bytes(program, description=description)
+    return to_bytes(program, description=description, shapes=default_shapes(program))
+
+
+def default_shapes(program: Program) -> list[tuple[int, ...]]:
+    """The shape of every tensor, in the order of `program.tensors()`, at the first default size that the network takes.
+
+    Empty when nothing is free, or it takes none of them (free dimensions are then stored as 1).
+    """
     if not any(FREE in tensor.shape for tensor in program.tensors()):
-        return data
-    for edge in _EDGES:
-        shapes = _allocated(data, program, edge)
-        if shapes is not None:
-            return to_bytes(program, description=description, shapes=shapes)
-    return data
+        return []
+    data = to_bytes(program, description="")
+    return next((shapes for edge in _EDGES if (shapes := _allocated(data, program, edge)) is not None), [])
 
 
 def _allocated(data: bytes, program: Program, edge: int) -> list[tuple[int, ...]] | None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from gated_kit import save_gated
 from user_net import make
 
 from trimtab.compress.apply import run_recipe
@@ -23,9 +24,12 @@ MINIMAL = {
     "distill": QUICK,
     "student": {"model": "resnet8"},
     "mae": {**QUICK, "warmup_epochs": 0.0, "decoder_dim": 16, "decoder_depth": 1},
+    "static-average": {"images": 64},
 }
 NETWORKS = {"mae": ("vit_nano", {"image_size": 16, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 3})}
 """What a method works on, where it is not any network."""
+GATED = {"static-average"}
+"""Methods that work on a network with gates."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,8 @@ def parent(task, tmp_path, user_net):
 def subject(request, parent, task, tmp_path):
     """The network of a test that runs over all methods: the user's own, unless the method is for another kind."""
     kind = request.node.callspec.params["kind"]
+    if kind in GATED:
+        return save_gated(tmp_path / "subject", parent)
     if kind not in NETWORKS:
         return parent
     name, kwargs = NETWORKS[kind]

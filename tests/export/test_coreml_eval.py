@@ -60,14 +60,67 @@ def test_an_operation_that_nobody_computes_is_named(tmp_path):
     assert "check it on a Mac" in caught.value.hint
 
 
-def test_nested_blocks_are_refused(tmp_path):
+def test_a_choice_runs_the_block_that_was_chosen_and_that_one_alone(tmp_path, monkeypatch):
+    """sign(Σx) picks between x + k and, by whether the first entry is large, 2x and x − k; both depths read x and k from outside."""
+    k = np.array([10.0, 20.0], np.float32)
+
     @mb.program(input_specs=[mb.TensorSpec(shape=(2,), dtype=types.fp32)])
     def program(x):
-        flag = mb.greater(x=mb.reduce_sum(x=x), y=0.0)
-        return mb.cond(pred=flag, _true_fn=lambda: mb.add(x=x, y=1.0), _false_fn=lambda: mb.mul(x=x, y=2.0))
+        outer = mb.mul(x=x, y=k)
+        flag = mb.greater(x=mb.reduce_sum(x=x, keep_dims=False), y=0.0)
 
-    with pytest.raises(UserError, match=r"'cond' .* holds nested blocks"):
-        load_program(saved(program, tmp_path / "cond.mlpackage"))
+        def other():
+            high = mb.greater(x=mb.reduce_max(x=x, keep_dims=False), y=-1.0)
+            return mb.cond(pred=high, _true_fn=lambda: mb.exp(x=outer), _false_fn=lambda: mb.sub(x=x, y=k))
+
+        return mb.cond(pred=flag, _true_fn=lambda: mb.add(x=outer, y=1.0), _false_fn=other)
+
+    path = saved(program, tmp_path / "cond.mlpackage", compute_precision=ct.precision.FLOAT32)
+    ran = []
+    for kind in ("add", "exp", "sub"):
+        kernel = KERNELS[kind]
+        monkeypatch.setitem(KERNELS, kind, lambda args, kind=kind, kernel=kernel: (ran.append(kind), kernel(args))[1])
+    loaded = load_program(path)
+    (name,) = loaded.inputs
+    for x, wanted, kind in (
+        ([1.0, 2.0], [11.0, 41.0], "add"),
+        ([-0.5, -0.25], np.exp([-5.0, -5.0]), "exp"),
+        ([-2.0, -3.0], [-12.0, -23.0], "sub"),
+    ):
+        (found,) = evaluate(loaded, {name: np.array(x, np.float32)}).values()
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)  # two float32 operations
+        assert ran == [kind]
+        ran.clear()
+
+
+def test_constants_that_the_loader_adds_do_not_take_the_names_of_weights(tmp_path):
+    """Loading a choice, coremltools leaves constants named const_0, const_1 … behind, names that weights have already."""
+    weight, bias = np.arange(8, dtype=np.float32).reshape(4, 2), np.ones(4, np.float32)
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 2), dtype=types.fp32)])
+    def program(x):
+        y = mb.linear(x=x, weight=mb.const(val=weight, name="const_0"), bias=mb.const(val=bias, name="const_1"))
+        flag = mb.greater(x=mb.reduce_sum(x=x, keep_dims=False), y=0.0)
+        return mb.cond(pred=flag, _true_fn=lambda: mb.relu(x=y), _false_fn=lambda: mb.abs(x=y))
+
+    path = saved(program, tmp_path / "names.mlpackage", compute_precision=ct.precision.FLOAT32)
+    loaded = load_program(path)
+    (name,) = loaded.inputs
+    for x in (np.array([[1.0, 10.0]], np.float32), np.array([[1.0, -10.0]], np.float32)):
+        y = x @ weight.T + bias  # small whole numbers: exact
+        (found,) = evaluate(loaded, {name: x}).values()
+        np.testing.assert_array_equal(found, np.maximum(y, 0) if x.sum() > 0 else np.abs(y))
+
+
+def test_loops_are_refused(tmp_path):
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1,), dtype=types.fp32)])
+    def program(x):
+        return mb.while_loop(
+            _cond=lambda v: mb.less(x=mb.squeeze(x=v), y=10.0), _body=lambda v: (mb.add(x=v, y=1.0),), loop_vars=(x,)
+        )
+
+    with pytest.raises(UserError, match=r"'while_loop' .* holds nested blocks"):
+        load_program(saved(program, tmp_path / "loop.mlpackage"))
 
 
 def test_half_precision_rounds_after_every_operation(tmp_path):

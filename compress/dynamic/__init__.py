@@ -1,0 +1,1 @@
+"""Dynamic pruning: gates that decide for every sample which channels are computed."""

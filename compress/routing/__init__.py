@@ -1,0 +1,1 @@
+"""Routed networks: dense branches cut from one network, of which one answers for each input."""
