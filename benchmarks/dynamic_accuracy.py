@@ -16,8 +16,16 @@ from trimtab.models.bundle import Bundle
 from trimtab.models.tasks.task import Task
 
 CUTS = (0.40, 0.55, 0.65, 0.75)
-IMAGES, EPOCHS = 4000, 2.0
-COMMON: dict[str, Any] = {"lr": 0.01, "batch_size": 32, "augment": True, "max_eval": 1024, "checkpoint_s": 1000}
+IMAGES, EPOCHS = 4000, 3.0
+COMMON: dict[str, Any] = {
+    "lr": 0.03,
+    "schedule": "cosine",
+    "batch_size": 64,
+    "augment": True,
+    "max_eval": 1024,
+    "evaluate_every": 0,
+    "checkpoint_s": 1000,
+}
 OURS: dict[str, Any] = {"scale": "standardise", "calibrate": True}
 """What makes a gate see its input (see dynamic_gates.py); every arm called "paper" goes without."""
 

@@ -25,6 +25,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "gates learn 90 % of the run": {"mask_until": 0.9},
     "hidden layer of 64": {"hidden": 64},
     "r = 0.7": {"r": 0.7},
+    "random start": {"start": "random"},
     "standardised": {"scale": "standardise"},
     "standardised, average pooling": {"scale": "standardise", "pool": "avg"},
     "standardised, hidden layer of 64": {"scale": "standardise", "hidden": 64},

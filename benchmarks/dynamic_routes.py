@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from distill_fashion import accuracy, fashion
-from dynamic_accuracy import COMMON, run
+from dynamic_accuracy import COMMON, EPOCHS, IMAGES, run
 from dynamic_nets import NETS, baseline
 from trials import Claim
 
@@ -19,7 +19,6 @@ from trimtab.compress.apply import StepDone
 from trimtab.compress.train import Runtime, evaluate
 from trimtab.models.tasks.task import Task
 
-IMAGES, EPOCHS = 8000, 3.0
 STATIC = (0.1, 0.2, 0.35, 0.5)
 TARGETS = (0.15, 0.2, 0.25, 0.35, 0.5)
 ROUTES: dict[str, dict[str, Any]] = {
@@ -34,7 +33,7 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 def steps_of(arm: str) -> list[dict[str, Any]]:
     """The recipe of an arm; every network in it is taught by the dense one for the same number of passes."""
-    train = {**COMMON, "lr": 0.02, "batch_size": 64, "epochs": EPOCHS}
+    train = {**COMMON, "epochs": EPOCHS}
     if arm.startswith("static"):
         cut = {"kind": "structured", "mac_ratio": float(arm.split()[1]), "round_to": 4}
         return [cut, {"kind": "distill", "cache_teacher": False, **train}]
@@ -69,7 +68,7 @@ def routes_claim(net: str, seeds: int) -> None:
         "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES} training images, tested on 10k",
         "network": {"name": net, **NETS[net]},
         "dense": accuracy(bundle.module(), task),
-        "training": {**COMMON, "lr": 0.02, "batch_size": 64, "epochs": EPOCHS},
+        "training": {**COMMON, "epochs": EPOCHS},
         "routes": ROUTES,
     }
     arms = [*(f"static {ratio:g}" for ratio in STATIC), *ROUTES]

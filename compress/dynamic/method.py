@@ -69,8 +69,10 @@ class FtwtConfig(TrainConfig, MethodConfig):
         description="what it does to the pooled input; standardise (running statistics) makes masks depend on the input",
     )
     hidden: int = Field(0, ge=0, le=4096, description="units of a hidden layer in every gate; 0 = linear")
-    start: Literal["random", "open", "mean"] = Field(
-        "random", description='first masks: random, all on, or ("mean") each filter as often on as in the estimate'
+    start: Literal["open", "mean", "random"] = Field(
+        "open",
+        description='first masks: all on, ("mean") each filter as often on as in the estimate, or random, which kills deep networks '
+        "without shortcuts",
     )
     predictor_lr: float = Field(
         0.1, gt=0, allow_inf_nan=False, description="learning rate of the gates, constant (adamw wants about 0.01)"
