@@ -1,9 +1,9 @@
 """What dynamic pruning comes to here: accuracy against controls at equal budgets, then wall-clock on real inputs.
 
-    python benchmarks/dynamic.py [--only accuracy-resnet20,gates,routes,…] [--seeds 3] [--threads 1]
+    python benchmarks/dynamic.py [--only accuracy-resnet20,gates,routes,…] [--seeds 3] [--threads 1] [--full]
 
 Every claim writes a file of benchmarks/results/dynamic/; `python benchmarks/tables.py` makes docs/dynamic.md's tables of them. A trial
-that is there already is not run again. Sizes and schedules fit two CPU cores; each file says them.
+that is there already is not run again. Sizes and schedules fit two CPU cores (dynamic_schedule.py); each file says them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(known), help="comma-separated: " + ", ".join(known))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help="the paper's schedule, all images, ResNet-56 too: for a GPU")
     args = parser.parse_args()
     chosen = [name.strip() for name in args.only.split(",")]
     if unknown := [name for name in chosen if name not in known]:

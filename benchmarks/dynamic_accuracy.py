@@ -8,6 +8,7 @@ from typing import Any
 
 from distill_fashion import accuracy, fashion
 from dynamic_nets import NETS, TRAINING, baseline
+from dynamic_schedule import SCHEDULE
 from trials import Claim
 
 from trimtab.compress.apply import StepDone, run_recipe
@@ -16,7 +17,7 @@ from trimtab.models.bundle import Bundle
 from trimtab.models.tasks.task import Task
 
 CUTS = (0.40, 0.55, 0.65, 0.75)
-IMAGES, EPOCHS = 4000, 3.0
+IMAGES, EPOCHS = SCHEDULE.images, SCHEDULE.epochs
 COMMON: dict[str, Any] = {
     "lr": 0.03,
     "schedule": "cosine",
@@ -64,7 +65,7 @@ ARMS = ("decoupled (paper)", "joint (paper)", "decoupled", "uniform", "static, a
 def run(bundle: Bundle, steps: list[dict[str, Any]], task: Task, seed: int, folder: Path) -> list[StepDone]:
     """The recipe's finished steps."""
     recipe = parse_recipe({"format": 1, "seed": seed, "step": steps}, origin="benchmark")
-    return run_recipe(bundle, recipe, task, folder, device="cpu")
+    return run_recipe(bundle, recipe, task, folder, device=SCHEDULE.device)
 
 
 def figures_of(done: list[StepDone], task: Task, arm: str) -> dict[str, float]:
@@ -87,7 +88,7 @@ def accuracy_claim(net: str, seeds: int) -> None:
     """Every arm at every cut of one network."""
     task, bundle = fashion(IMAGES), baseline(net)
     about = {
-        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES} training images, tested on 10k",
+        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES or 54_000} training images, tested on 10k",
         "network": {"name": net, **NETS[net]},
         "dense": {"accuracy": accuracy(bundle.module(), task), "trained": "as shipped" if net == "resnet20" else TRAINING},
         "training": {**COMMON, "epochs": EPOCHS},
@@ -101,7 +102,7 @@ def accuracy_claim(net: str, seeds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             return figures_of(run(bundle, steps_of(arm, cut, EPOCHS), task, seed, Path(folder)), task, arm)
 
-    Claim(f"accuracy-{net}", about, folder="dynamic").run(list(arms), seeds, trial)
+    Claim(f"accuracy-{net}", about, folder=SCHEDULE.folder).run(list(arms), seeds, trial)
 
 
 CLAIMS = {f"accuracy-{net}": (lambda seeds, net=net: accuracy_claim(net, seeds)) for net in NETS}

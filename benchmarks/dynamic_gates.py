@@ -14,6 +14,7 @@ from typing import Any
 from distill_fashion import accuracy, fashion
 from dynamic_accuracy import COMMON, EPOCHS, IMAGES, run
 from dynamic_nets import NETS, baseline
+from dynamic_schedule import SCHEDULE
 from trials import Claim
 
 R = 0.85
@@ -37,7 +38,7 @@ def gates_claim(net: str, seeds: int) -> None:
     """Every predictor on one network."""
     task, bundle = fashion(IMAGES), baseline(net)
     about = {
-        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES} training images, tested on 10k; masks over 1024 validation images",
+        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES or 54_000} training images, tested on 10k; masks over 1024 validation images",
         "network": {"name": net, **NETS[net]},
         "training": {**COMMON, "epochs": EPOCHS, "r": R},
         "arms": ARMS,
@@ -61,7 +62,7 @@ def gates_claim(net: str, seeds: int) -> None:
                 "headroom": 100 * statistics.mean(layer["headroom"] for layer in layers),
             }
 
-    Claim(f"gates-{net}", about, folder="dynamic").run(list(ARMS), seeds, trial)
+    Claim(f"gates-{net}", about, folder=SCHEDULE.folder).run(list(ARMS), seeds, trial)
 
 
 CLAIMS = {f"gates-{net}": (lambda seeds, net=net: gates_claim(net, seeds)) for net in ("resnet20", "vgg16_bn")}

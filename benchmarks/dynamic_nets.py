@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from distill_fashion import fashion, trained
+from dynamic_schedule import FULL, SCHEDULE
 
 from trimtab.demo import shipped_bundle
 from trimtab.models.bundle import MANIFEST, Bundle, Manifest, load_bundle, save_bundle
 from trimtab.models.source import Architecture
 
-KEPT = Path(tempfile.gettempdir()) / "trimtab-dynamic-benchmark"
+KEPT = Path(tempfile.gettempdir()) / f"trimtab-{SCHEDULE.folder}-benchmark"
 """Networks trained here: made again when they are gone."""
 
 NETS: dict[str, dict[str, Any]] = {
@@ -22,9 +23,11 @@ NETS: dict[str, dict[str, Any]] = {
     "mobilenet_v1": {"width": 0.5, "stem_stride": 1},
 }
 """Arguments of every network; ResNet-20 is the one that ships with the package."""
+if SCHEDULE is FULL:
+    NETS |= {"resnet56": {}}
 
 TRAINING: dict[str, Any] = {
-    "epochs": 4.0,
+    "epochs": SCHEDULE.dense_epochs,
     "lr": 0.1,
     "batch_size": 128,
     "augment": True,
@@ -35,7 +38,7 @@ TRAINING: dict[str, Any] = {
 
 
 def baseline(name: str) -> Bundle:
-    """The trained dense network: 4 passes over 54 000 images, seed 0."""
+    """The trained dense network: so many passes over 54 000 images, seed 0."""
     if name == "resnet20":
         return shipped_bundle("fashion-mnist")
     folder = KEPT / name

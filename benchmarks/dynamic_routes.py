@@ -13,6 +13,7 @@ import torch
 from distill_fashion import accuracy, fashion
 from dynamic_accuracy import COMMON, EPOCHS, IMAGES, run
 from dynamic_nets import NETS, baseline
+from dynamic_schedule import SCHEDULE
 from trials import Claim
 
 from trimtab.compress.apply import StepDone
@@ -65,7 +66,7 @@ def routes_claim(net: str, seeds: int) -> None:
     """Every kind of branch, and the static networks, of one architecture."""
     task, bundle = fashion(IMAGES), baseline(net)
     about = {
-        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES} training images, tested on 10k",
+        "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES or 54_000} training images, tested on 10k",
         "network": {"name": net, **NETS[net]},
         "dense": accuracy(bundle.module(), task),
         "training": {**COMMON, "epochs": EPOCHS},
@@ -77,7 +78,7 @@ def routes_claim(net: str, seeds: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             return figures_of(run(bundle, steps_of(arm), task, seed, Path(folder)), task)
 
-    Claim(f"routes-{net}", about, folder="dynamic").run(arms, seeds, trial)
+    Claim(f"routes-{net}", about, folder=SCHEDULE.folder).run(arms, seeds, trial)
 
 
 CLAIMS = {f"routes-{net}": (lambda seeds, net=net: routes_claim(net, seeds)) for net in ("resnet20", "vgg16_bn")}

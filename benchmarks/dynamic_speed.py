@@ -20,6 +20,7 @@ import torch
 from distill_fashion import accuracy, fashion
 from dynamic_accuracy import COMMON, OURS, run
 from dynamic_nets import KEPT, NETS, baseline
+from dynamic_schedule import SCHEDULE
 from training import conditions
 from trials import RESULTS
 
@@ -33,7 +34,7 @@ from trimtab.models.bundle import Bundle
 from trimtab.models.tasks.task import Task
 from trimtab.workflow import channels_first, export_bundle
 
-IMAGES, EPOCHS = 8000, 3.0
+IMAGES, EPOCHS = SCHEDULE.images and 2 * SCHEDULE.images, SCHEDULE.epochs
 TIMED, SITTINGS = 200, 8
 STATIC = (0.1, 0.2, 0.35, 0.5, 0.7)
 THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -71,27 +72,33 @@ def contenders(net: str, task: Task, folder: Path) -> list[Contender]:
     dense = baseline(net)
     found = [_exported("dense", dense, task, folder), _exported("dense again", dense, task, folder)]
     for name, steps in recipes().items():
-        bundle = run(dense, steps, task, 0, folder / "steps" / name.replace(" ", "-"))[-1].bundle
+        done = run(dense, steps, task, 0, folder / "steps" / name.replace(" ", "-"))
+        bundle = done[-1].bundle
         if name == "gated":
-            found += [_exported("masked", bundle, task, folder), _exported("gathered", bundle, task, folder, mode="gathered")]
+            macs = done[-1].figures["realised"]["mac_ratio"]
+            found += [
+                _exported(n, bundle, task, folder, mode=mode, macs=macs)
+                for n, mode in (("masked", ""), ("gathered", "gathered"))
+            ]
         elif name == "routed":
-            found += _at_thresholds(bundle, task, folder)
+            found += _at_thresholds(bundle, task, folder, [b["path_ratio"] for b in done[-1].figures["branches"]])
         else:
-            found.append(_exported(name, bundle, task, folder))
+            cutting = next(step for step in done if step.config.kind in ("structured", "static-average"))
+            found.append(_exported(name, bundle, task, folder, macs=cutting.figures["mac_ratio"]))
     return found
 
 
-def _exported(name: str, bundle: Bundle, task: Task, folder: Path, *, mode: str = "") -> Contender:
+def _exported(name: str, bundle: Bundle, task: Task, folder: Path, *, mode: str = "", macs: float = 1.0) -> Contender:
     pairs = [("onnx", "fp32")] if mode == "gathered" else [("onnx", "fp32"), ("tflite", "fp32")]
     made = export_bundle(bundle, pairs, folder / name.replace(" ", "-"), task=task, label=name, mode=mode, force=True)
     if bad := [c for c in made if not c.ok]:
         raise RuntimeError(f"{name}: {bad[0].artifact.parity.reason}")
-    about = {"accuracy": accuracy(bundle.module(), task)} if not bundle.plan.routes else {}
+    about = {"mac_ratio": macs} | ({"accuracy": accuracy(bundle.module(), task)} if not bundle.plan.routes else {})
     about["size_bytes"] = made[0].artifact.size_bytes
     return Contender(name, {c.artifact.format: c.folder for c in made}, None, about)
 
 
-def _at_thresholds(bundle: Bundle, task: Task, folder: Path) -> list[Contender]:
+def _at_thresholds(bundle: Bundle, task: Task, folder: Path, paths: list[float]) -> list[Contender]:
     """The routed artifact at every threshold (equal for all its branches), with the accuracy and the shares measured in torch."""
     base, net, found = _exported("routed", bundle, task, folder), bundle.module(), []
     count = len(net.branches)
@@ -102,7 +109,13 @@ def _at_thresholds(bundle: Bundle, task: Task, folder: Path) -> list[Contender]:
         score = 100 * evaluate(net, task, "test", runtime=Runtime("cpu", amp="off"))["accuracy"]
         handle.remove()
         shares = torch.bincount(torch.cat(taken), minlength=count).float() / sum(map(len, taken))
-        about = {"accuracy": score, "threshold": threshold, **{f"share_{i}": float(s) for i, s in enumerate(shares)}}
+        macs = float(shares @ torch.tensor(paths))
+        about = {
+            "accuracy": score,
+            "mac_ratio": macs,
+            "threshold": threshold,
+            **{f"share_{i}": float(s) for i, s in enumerate(shares)},
+        }
         limits = net.thresholds.numpy().copy()
         found.append(Contender(f"routed at {threshold:g}", base.folders, limits, {**base.about, **about}))
     return found
@@ -172,7 +185,7 @@ def speed_claim(net: str) -> None:
     record = {
         "command": f"python benchmarks/dynamic.py --only speed-{net}",
         "about": {
-            "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES} training images, tested on 10k, timed on the first {TIMED} test images",
+            "data": f"Fashion-MNIST (for CIFAR-10), {IMAGES or 54_000} training images, tested on 10k, timed on the first {TIMED} test images",
             "network": {"name": net, **NETS[net]},
             "training": TRAIN,
             "timing": f"batch 1, 1 thread, {SITTINGS} sittings, per image in random order; one trained network of each form (seed 0)",
@@ -181,7 +194,7 @@ def speed_claim(net: str) -> None:
         "contenders": {c.name: c.about for c in found},
         "latency": measured,
     }
-    path = RESULTS / "dynamic" / f"speed-{net}.json"
+    path = RESULTS / SCHEDULE.folder / f"speed-{net}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, record)
     for runtime, rows in measured.items():

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tables_distill
+import tables_dynamic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/distillation.md")
+PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md")
 
 
 def load(name: str) -> dict:
@@ -127,6 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "artifacts": artifact_table,
     "speed": speed_table,
     **tables_distill.tables(),
+    **tables_dynamic.tables(),
 }
 
 

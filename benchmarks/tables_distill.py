@@ -7,10 +7,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trials import RESULTS, Difference, column, paired, verdict
+from trials import RESULTS as ALL
+from trials import Difference, column, paired, verdict
 
 from trimtab.compress.distill.objectives import objectives
 from trimtab.compress.distill.presets import presets
+
+RESULTS = ALL / "distill"
 
 
 @dataclass(frozen=True)
