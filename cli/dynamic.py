@@ -79,7 +79,7 @@ def check_mode(mode: str, bundle: Bundle, formats: Sequence[str]) -> None:
     if able and (unable := [name for name in formats if name not in able]):
         raise UserError(
             f"--dynamic {mode} cannot be written as {', '.join(unable)}: a convolution whose weights are picked at run time runs "
-            "in ONNX Runtime alone (OpenVINO does not compile it, LiteRT runs it slower than the dense one, Core ML has no such op)",
+            "in ONNX Runtime alone (OpenVINO does not compile it, LiteRT runs it slower than the dense one, it is not written for Core ML)",
             hint=f"--to {','.join(able)}, or --dynamic routed, which every format holds",
         )
 

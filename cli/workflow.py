@@ -133,7 +133,7 @@ def evaluate_module(bundle: Bundle, task: Task, *, limit: int | None = None, dev
 
 
 def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> dict[str, float]:
-    """The task's test metrics of an artifact in its own runtime, whatever batch size the artifact takes."""
+    """The task's test metrics of an artifact in its own runtime, whatever batch size it takes, its settings at their defaults."""
     import numpy as np
     import torch
 
@@ -147,12 +147,16 @@ def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> 
     original = channels_first(contract)
     name, result = original.inputs[0].name, original.outputs[0].name
     batch = contract.inputs[0].shape[0]
+    settings = original.defaults()
 
     def predict(inputs: torch.Tensor) -> torch.Tensor:
         parts = inputs.split(batch if isinstance(batch, int) else len(inputs))
         return torch.from_numpy(
             np.concatenate(
-                [run_in_layout(runner, {name: part.numpy()}, module=original, artifact=contract)[result] for part in parts]
+                [
+                    run_in_layout(runner, {name: part.numpy(), **settings}, module=original, artifact=contract)[result]
+                    for part in parts
+                ]
             )
         )
 

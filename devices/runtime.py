@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -55,8 +55,21 @@ class Session(Protocol):
     def bind(self, inputs: Tensors) -> Callable[[], object]:
         """A call that runs once on `inputs`, bound now; what it includes stands in `describe().timed_region`. Raises RejectedError."""
 
+    def cycle(self, inputs: Sequence[Tensors]) -> Callable[[], object]:
+        """A call that runs all of `inputs`, one after the other, as `bind` would run each. Raises RejectedError."""
+
     def describe(self) -> RuntimeFacts:
         """Version, threads, provider and settings in force."""
+
+
+def in_turn(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """One call that makes all of `calls`."""
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
 
 
 class Runtime(Protocol):

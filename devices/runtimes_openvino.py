@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..export.manifest import Contract
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, runtimes
+from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
 
 NAME = "openvino"
 
@@ -101,6 +101,10 @@ class OpenVinoSession:
         except Exception as error:
             raise RejectedError(NAME, self.path, error) from error
         return call
+
+    def cycle(self, inputs: Sequence[Tensors]) -> Callable[[], object]:
+        """A call that runs all of `inputs`, each bound now. Raises RejectedError."""
+        return in_turn([self.bind(given) for given in inputs])
 
     def describe(self) -> RuntimeFacts:
         """Version, threads, provider and settings in force, read back from the compiled model."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,12 +14,18 @@ from ..models.errors import UserError
 
 MANIFEST = "artifact.json"
 GOLDEN = "golden.npz"
+SAMPLES = "samples.npz"
+"""Real inputs, beside artifacts whose time depends on the input: `inputs` (N, …) of the first input, in the artifact's layout."""
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class ParityCase(BaseModel):
     """The comparison at one input size: errors of the artifact's outputs against the torch module's, over all inputs.
 
-    `max_abs_error` is None when the artifact could not be run.
+    `max_abs_error` is None when the artifact could not be run. `branch`: the one that answered all of them, in a routed network.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +35,7 @@ class ParityCase(BaseModel):
     max_abs_error: float | None
     sqnr_db: float
     top1_agreement: float | None = None
+    branch: int | None = Field(default=None, exclude_if=_is_none)
 
 
 class Parity(BaseModel):
@@ -50,7 +58,10 @@ class Parity(BaseModel):
 
 
 class Artifact(BaseModel):
-    """An exported model: the manifest of the folder it lies in."""
+    """An exported model: the manifest of the folder it lies in.
+
+    `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,6 +78,7 @@ class Artifact(BaseModel):
     parity: Parity
     warnings: tuple[str, ...] = ()
     source: dict[str, str] = {}
+    dynamic: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
     tool_versions: dict[str, str] = {}
 
     def path(self, folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ import numpy as np
 from ..models import files
 from ..models.contract import Contract
 from ..models.errors import UserError
-from .artifact import GOLDEN, MANIFEST, Artifact
+from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact
+from .choices import mix, telling, unproven
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, exporters
 from .parity import Probe, judge, probes, relayout
 
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+SAMPLE_COUNT = 64
+
 
 @dataclass(frozen=True)
 class Source:
-    """A network to export: its contract, its reference function, and the forms that exporters read."""
+    """A network to export: its contract, its reference function, and the forms that exporters read.
+
+    For one that adapts to its input: `dynamic` says how, `branch` tells which branch answers given inputs, and `settings` are
+    the values of inputs with a default that make each branch answer, one after the other.
+    """
 
     label: str
     contract: Contract
@@ -33,6 +40,10 @@ class Source:
     graph: onnx.ModelProto
     module: nn.Module | None
     origin: dict[str, str]
+    dynamic: dict[str, Any] = field(default_factory=dict)
+    branch: Callable[[Mapping[str, np.ndarray]], int] | None = None
+    settings: tuple[Mapping[str, np.ndarray], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,19 +126,23 @@ def convert(
                 hint="export the Bundle instead, or --to onnx,tflite",
             )
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
-    found = probes(source.contract, source.reference, real=real, seed=seed)
+    pool = real
+    if source.branch:
+        pool = telling(source.contract, source.branch, real=real, seed=seed)
+        if real is not None:
+            source = replace(source, dynamic={**source.dynamic, "samples": mix(source.contract, source.branch, real)})
+    found = probes(source.contract, source.reference, real=pool, seed=seed, settings=source.settings, branch=source.branch)
+    source = replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found)))
     made = []
     for name, precision in pairs:
-        converted = _one(source, name, precision, out, found, "random" if real is None else "real")
+        converted = _one(source, name, precision, out, found, real)
         made.append(converted)
         if on_artifact:
             on_artifact(converted)
     return made
 
 
-def _one(
-    source: Source, name: str, precision: str, out: Path, found: list[Probe], inputs: Literal["real", "random"]
-) -> Converted:
+def _one(source: Source, name: str, precision: str, out: Path, found: list[Probe], real: np.ndarray | None) -> Converted:
     import onnx
 
     entry = exporters.entry(name)
@@ -141,9 +156,19 @@ def _one(
         graph.CopyFrom(source.graph)
         exported = entry.value.export(ExportRequest(source.contract, precision, path, graph=graph, module=source.module))
         artifact = _judged(
-            source, entry.card, entry.value.runner, exported, path, found, inputs, name=name, precision=precision
+            source,
+            entry.card,
+            entry.value.runner,
+            exported,
+            path,
+            found,
+            "random" if real is None else "real",
+            name=name,
+            precision=precision,
         )
         _golden(work / GOLDEN, source.contract, artifact.contract, found[0])
+        if source.dynamic and real is not None:
+            _samples(work / SAMPLES, source.contract, artifact.contract, real)
         files.write_json(work / MANIFEST, artifact.model_dump(mode="json"))
         return Converted(_place(work, out / f"{name}-{precision}", ok=artifact.parity.ok), artifact)
     finally:
@@ -184,8 +209,9 @@ def _judged(
         spec_version=exported.spec_version,
         ops=dict(exported.ops),
         parity=parity,
-        warnings=exported.warnings,
+        warnings=(*source.warnings, *exported.warnings),
         source=source.origin,
+        dynamic=source.dynamic,
         tool_versions=dict(exported.tool_versions),
     )
 
@@ -210,6 +236,12 @@ def _golden(path: Path, module: Contract, artifact: Contract, probe: Probe) -> N
     for s, t in zip(module.outputs, artifact.outputs, strict=True):
         arrays[f"output:{t.name}"] = relayout(probe.outputs[s.name], s, t)
     np.savez(path, **arrays)
+
+
+def _samples(path: Path, module: Contract, artifact: Contract, real: np.ndarray) -> None:
+    """Real inputs in the artifact's layout, for profilers: a network that adapts takes as long as its inputs ask."""
+    source, target = module.inputs[0], artifact.inputs[0]
+    np.savez_compressed(path, inputs=relayout(real[:SAMPLE_COUNT].astype(source.dtype), source, target))
 
 
 def _place(work: Path, final: Path, *, ok: bool) -> Path:

@@ -7,11 +7,12 @@ from ..models.errors import UserError, did_you_mean
 from ..models.files import digest_of, new_folder, read_json, write_json, write_text
 from ..models.progress import LogProgress, Progress
 from ..models.registry import Registry
-from .artifact import GOLDEN, MANIFEST, Artifact, Parity, load_artifact
+from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact, Parity, load_artifact
 
 __all__ = [
     "GOLDEN",
     "MANIFEST",
+    "SAMPLES",
     "Artifact",
     "Contract",
     "LogProgress",

@@ -18,15 +18,17 @@ GATES_DB = {"fp32": 90.0, "fp16": 45.0}
 EXACT_DB = 200.0
 """Reported where the outputs are equal to the last bit; an infinite ratio is no number for a manifest."""
 MIN_INPUTS = 8
+FORCED = 4
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs at one size, in the module's layout, and the module's outputs for them."""
+    """Inputs at one size, in the module's layout, the module's outputs for them, and the branch that gave those, if it has some."""
 
     dims: dict[str, int]
     inputs: Tensors
     outputs: Tensors
+    branch: int | None = None
 
 
 def sqnr_db(reference: np.ndarray, output: np.ndarray) -> float:
@@ -41,11 +43,19 @@ def sqnr_db(reference: np.ndarray, output: np.ndarray) -> float:
 
 
 def probes(
-    contract: Contract, reference: Callable[[Tensors], Mapping[str, np.ndarray]], *, real: np.ndarray | None, seed: int
+    contract: Contract,
+    reference: Callable[[Tensors], Mapping[str, np.ndarray]],
+    *,
+    real: np.ndarray | None,
+    seed: int,
+    settings: Sequence[Tensors] = (),
+    branch: Callable[[Tensors], int] | None = None,
 ) -> list[Probe]:
     """Probes at batch 1 (eight of them) and, where dimensions are dynamic, at two other sizes each.
 
-    `real` holds at least eight samples (N, …) for a network with one input; without it inputs are random in the value range.
+    `real` holds samples (N, …) for a network with one input besides those that have a default; without it inputs are random in
+    the value range. Inputs with a default have it, and `FORCED` more probes each have those of `settings`. `branch` tells which
+    branch answers.
     """
     batches = (1, 2, 5) if "N" in contract.symbols else (None,)
     spatial = [s for s in contract.symbols if s != "N"]
@@ -62,17 +72,22 @@ def probes(
             inputs = _draw(
                 contract, dims, real if not j else None, start=(k + i * MIN_INPUTS), seed=seed + k + 100 * i + 10_000 * j
             )
-            found.append(Probe(dims, inputs, dict(reference(inputs))))
+            found.append(Probe(dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None))
+    for setting, k in itertools.product(settings, range(FORCED)):
+        inputs = {**_draw(contract, found[0].dims, real, start=k, seed=seed + k), **setting}
+        found.append(Probe(found[0].dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None))
     return found
 
 
 def _draw(contract: Contract, dims: dict[str, int], real: np.ndarray | None, *, start: int, seed: int) -> Tensors:
-    if real is None or len(contract.inputs) != 1:
-        return contract.random_inputs(dims, seed=seed)
-    spec = contract.inputs[0]
+    settings = contract.defaults()
+    drawn = [spec for spec in contract.inputs if spec.name not in settings]
+    if real is None or len(drawn) != 1:
+        return contract.random_inputs(dims, seed=seed) | settings
+    spec = drawn[0]
     count = spec.concrete(dims)[0]
     picked = real[(start + np.arange(count)) % len(real)]
-    return {spec.name: np.ascontiguousarray(picked.astype(spec.dtype))}
+    return {spec.name: np.ascontiguousarray(picked.astype(spec.dtype)), **settings}
 
 
 def relayout(value: np.ndarray, source: TensorSpec, target: TensorSpec) -> np.ndarray:
@@ -102,16 +117,19 @@ def judge(
     """The verdict over all probes. A runner that fails or returns another shape is a failed parity with the reason, not a crash."""
     gate = GATES_DB[precision]
     cases, reason = [], ""
-    for dims, group in itertools.groupby(found, key=lambda p: p.dims):
+    for group in _groups(found):
+        dims, branch = group[0].dims, group[0].branch
         try:
-            cases.append(_case(runner, list(group), dims, module, artifact))
+            cases.append(_case(runner, group, module, artifact))
         except Exception as error:  # the artifact's own runtime may raise anything
-            reason = f"at {_shown(dims)}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-            cases.append(ParityCase(dims=dims, inputs=1, max_abs_error=None, sqnr_db=-EXACT_DB, top1_agreement=None))
+            reason = f"at {_shown(dims, branch)}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            cases.append(ParityCase(dims=dims, inputs=1, max_abs_error=None, sqnr_db=-EXACT_DB, branch=branch))
     worst = min(cases, key=lambda c: c.sqnr_db)
     ok = worst.sqnr_db >= gate and not reason
     if not ok and not reason:
-        reason = f"SQNR {worst.sqnr_db:.1f} dB at {_shown(worst.dims)} is below the {precision} gate of {gate:g} dB"
+        reason = (
+            f"SQNR {worst.sqnr_db:.1f} dB at {_shown(worst.dims, worst.branch)} is below the {precision} gate of {gate:g} dB"
+        )
     errors = [c.max_abs_error for c in cases]
     agreements = [c.top1_agreement for c in cases if c.top1_agreement is not None]
     return Parity(
@@ -127,11 +145,20 @@ def judge(
     )
 
 
-def _shown(dims: Mapping[str, int]) -> str:
-    return " ".join(f"{name}={size}" for name, size in dims.items()) or "the fixed size"
+def _groups(found: Sequence[Probe]) -> list[list[Probe]]:
+    """Probes of one size and one branch together: each branch is judged by itself, however small its outputs are."""
+    groups: dict[tuple[tuple[tuple[str, int], ...], int | None], list[Probe]] = {}
+    for probe in found:
+        groups.setdefault((tuple(probe.dims.items()), probe.branch), []).append(probe)
+    return list(groups.values())
 
 
-def _case(runner: Runner, group: list[Probe], dims: dict[str, int], module: Contract, artifact: Contract) -> ParityCase:
+def _shown(dims: Mapping[str, int], branch: int | None) -> str:
+    size = " ".join(f"{name}={size}" for name, size in dims.items()) or "the fixed size"
+    return size if branch is None else f"{size}, branch {branch}"
+
+
+def _case(runner: Runner, group: list[Probe], module: Contract, artifact: Contract) -> ParityCase:
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for probe in group:
         outputs = run_in_layout(runner, probe.inputs, module=module, artifact=artifact)
@@ -145,7 +172,8 @@ def _case(runner: Runner, group: list[Probe], dims: dict[str, int], module: Cont
         first = pairs[module.outputs[0].name]
         agreement = float(np.mean(np.concatenate([(r.argmax(1) == o.argmax(1)).reshape(-1) for r, o in first])))
     return ParityCase(
-        dims=dims,
+        dims=group[0].dims,
+        branch=group[0].branch,
         inputs=sum(len(next(iter(p.inputs.values()))) for p in group),
         max_abs_error=max(float(np.abs(r.astype(np.float64) - o).max()) for r, o in joined.values()),
         sqnr_db=min(sqnr_db(r, o) for r, o in joined.values()),

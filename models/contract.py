@@ -33,9 +33,7 @@ class TensorSpec(BaseModel):
     value_range: tuple[float, float] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    default: tuple[float, ...] = Field(
-        (), exclude_if=operator.not_
-    )  # absent from files where there is none, so that hashes stay
+    default: tuple[float, ...] = Field(default=(), exclude_if=operator.not_)  # absent where there is none: hashes stay
 
     @model_validator(mode="after")
     def _consistent(self) -> TensorSpec:

@@ -35,7 +35,7 @@ def match_rates(module: nn.Module, gates: Mapping[str, Gate], rule: Rule, inputs
             logits, truths = _look(module, gates, rule, batches)
             with torch.no_grad():
                 for path, gate in gates.items():
-                    gate.linear.bias -= threshold(logits[path], int(truths[path].sum()))
+                    gate.linear.bias.sub_(threshold(logits[path], int(truths[path].sum())))
     finally:
         for part, training in modes:
             part.training = training

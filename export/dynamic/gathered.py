@@ -129,7 +129,8 @@ def gathered_source(
             returned = entries(module(*(torch.from_numpy(inputs[s.name]) for s in contract.inputs)))
         return {spec.name: tensor.numpy() for spec, tensor in zip(contract.outputs, returned.values(), strict=True)}
 
-    return Source(label, contract, reference, graph, None, {**(origin or {}), "dynamic": "gathered", "notes": "\n".join(notes)})
+    noted = {**(origin or {}), "dynamic": "gathered", "notes": "\n".join(notes)}
+    return Source(label, contract, reference, graph, None, noted, dynamic={"mode": "gathered"})
 
 
 def _share(keep: Keep, path: str) -> float:

@@ -223,6 +223,15 @@ def _value(spec: TensorSpec, name: str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, types[spec.dtype], spec.shape)
 
 
+def forcing(count: int) -> tuple[dict[str, np.ndarray], ...]:
+    """Values of the input "thresholds" (K−1,) that make the first branch answer whatever comes, the second, …, the last.
+
+    Scores lie in 0…1: all reach 0, none 1.01. Empty for clusters, which have no thresholds (`count` 0).
+    """
+    rows = [[1.01] * number + [0.0] * (count - number) for number in range(count + 1)] if count else []
+    return tuple({THRESHOLDS: np.array(row, dtype=np.float32)} for row in rows)
+
+
 def routed_source(
     net: RoutedNet,
     contract: Contract,
@@ -258,5 +267,6 @@ def routed_source(
         origin=origin or {},
         dynamic=routed.facts,
         branch=branch,
+        settings=forcing(len(net.thresholds)),
         warnings=routed.warnings,
     )

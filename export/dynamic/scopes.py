@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -117,7 +118,7 @@ class Scope:
         """The name of an int64 scalar or vector."""
         return self.constant(numpy_helper.from_array(np.array(values, dtype=np.int64)), name)
 
-    def emit(self, kind: str, inputs: Iterable[str], output: str, **attributes: object) -> str:
+    def emit(self, kind: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
         """The name of what a new node of one output computes: `output`, or like it where that is taken."""
         output = self.fresh(output)
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))

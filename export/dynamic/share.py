@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -179,7 +180,7 @@ class _Sharing:
 
     def _replace(self, name: str, whole: str, kept: Mapping[int, np.ndarray], scale: np.ndarray | None) -> None:
         """The constant `name` made by nodes from the outermost graph's `whole`."""
-        steps: list[tuple[str, list[str], dict[str, int]]] = [
+        steps: list[tuple[str, list[str], dict[str, Any]]] = [
             ("Gather", [self._constant(index, f"kept/{name}/{axis}")], {"axis": axis}) for axis, index in kept.items()
         ]
         if scale is not None:
