@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .console import ConsoleProgress, output
 from .models.errors import UserError, did_you_mean
@@ -22,8 +22,31 @@ RECIPES = {
 DIGITS_TRAINING = {"epochs": 15.0, "lr": 0.1, "batch_size": 64}
 
 
-def run_demo(data: str, out: Path, *, seed: int, budget_s: float, command: str) -> tuple[RunRecord, Path]:
-    """The record and the report's path. Formats whose packages are missing are left out, and both the screen and the report say so."""
+DYNAMIC = {
+    "fashion-mnist": (
+        {"epochs": 2.0, "lr": 0.03, "max_train": 6000},
+        {"epochs": 3.0, "lr": 0.05, "max_train": 20_000, "ratios": [0.1, 0.35, 1.0]},
+    ),
+    "digits": ({"epochs": 6.0, "lr": 0.03}, {"epochs": 15.0, "lr": 0.05, "round_to": 1, "ratios": [0.3, 1.0]}),
+}
+"""Gates that say which channels matter, then branches of different size: the two steps' parameters."""
+
+
+def dynamic_steps(data: str) -> list[dict[str, Any]]:
+    """The recipe of `demo --dynamic`: gates, then branches cut by them."""
+    gates, branches = DYNAMIC[data]
+    common = {"schedule": "cosine", "augment": False, "max_eval": 1024}
+    ours = {"scale": "standardise", "calibrate": True, "target_mac_reduction": 0.4}
+    return [{"kind": "ftwt", **ours, **common, **gates}, {"kind": "route", **common, **branches}]
+
+
+def run_demo(
+    data: str, out: Path, *, seed: int, budget_s: float, command: str, dynamic: bool = False
+) -> tuple[RunRecord, Path]:
+    """The record and the report's path. Formats whose packages are missing are left out, and both the screen and the report say so.
+
+    With `dynamic` the network is gated, then routed, instead of cut once.
+    """
     from .compress.recipe import parse_recipe
     from .job import JobConfig, run_job
     from .loading import open_task
@@ -38,20 +61,11 @@ def run_demo(data: str, out: Path, *, seed: int, budget_s: float, command: str) 
         output.say(note)
     task = open_task("classification", {"data": data, "seed": 0})
     parent = shipped_bundle(data) if data == "fashion-mnist" else _trained_on_digits(task, out / "train", seed)
-    recipe = parse_recipe(
-        {
-            "format": 1,
-            "name": "demo",
-            "seed": seed,
-            "step": [
-                {"kind": "structured", "mac_ratio": 0.5},
-                {"kind": "distill", "cache_teacher": True, **RECIPES[data]},
-            ],
-        },
-        origin="demo",
-    )
+    cut = [{"kind": "structured", "mac_ratio": 0.5}, {"kind": "distill", "cache_teacher": True, **RECIPES[data]}]
+    steps = dynamic_steps(data) if dynamic else cut
+    recipe = parse_recipe({"format": 1, "name": "demo", "seed": seed, "step": steps}, origin="demo")
     config = JobConfig(
-        title=f"trimtab demo: ResNet-20 on {data}",
+        title=f"trimtab demo: ResNet-20 on {data}" + (", routed" if dynamic else ""),
         pairs=pairs,
         seed=seed,
         budget_s=budget_s,
@@ -59,6 +73,29 @@ def run_demo(data: str, out: Path, *, seed: int, budget_s: float, command: str) 
         notes=tuple(notes),
     )
     return run_job(parent, recipe, task, out, config)
+
+
+def faster_in(record: RunRecord) -> list[str]:
+    """The runtimes in which the compressed network is measurably faster than its parent, every one's verdict said on the way."""
+    proven = {a.artifact.name: a.artifact.parity for a in record.artifacts if a.model == "compressed"}
+    before, after = ({m.name: m for m in record.models}[name] for name in ("parent", "compressed"))
+    metric = record.metric
+    output.say(
+        f"\n{metric} {before.metrics[metric]:.4f} → {after.metrics[metric]:.4f} over {record.test_samples:,} test samples, "
+        f"MACs {before.macs / 1e6:.2f} → {after.macs / 1e6:.2f} M{' expected' if after.macs_worst else ''}"
+    )
+    rows, faster = [], []
+    for c in record.profile.comparisons if record.profile else ():
+        if (parity := proven.get(c.b)) is None:
+            continue
+        span = f"{c.low:.2f}…{c.high:.2f}" if c.low is not None and c.high is not None else "?"
+        rows.append(
+            (c.runtime, f"{c.speedup:.2f}×", span, "yes" if c.significant else "no", f"{parity.sqnr_db:.0f} dB, proven")
+        )
+        if c.significant and c.speedup > 1:
+            faster.append(c.runtime)
+    output.table("", ("runtime", ">speed-up", ">95 %", "beyond noise", "parity"), rows)
+    return faster
 
 
 def available_formats() -> tuple[list[tuple[str, str]], list[str]]:

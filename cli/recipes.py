@@ -13,7 +13,11 @@ from .recipe_text import option, term_lines
 if TYPE_CHECKING:
     from .compress.recipe import Recipe
 
-EXAMPLES: dict[str, dict[str, Any]] = {"structured": {"mac_ratio": 0.5}, "student": {"model": "resnet20"}}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "structured": {"mac_ratio": 0.5},
+    "student": {"model": "resnet20"},
+    "ftwt": {"target_mac_reduction": 0.5},
+}
 """What a step can't do without, as a new recipe says it."""
 
 

@@ -25,12 +25,16 @@ class LayerRecord(_Record):
 
 
 class ModelRecord(_Record):
-    """One network of the run ("parent", "compressed"): its cost at batch 1 and its test metrics."""
+    """One network of the run ("parent", "compressed"): its cost at batch 1 and its test metrics.
+
+    Of one that adapts to its input, `macs` is the mean over test samples, and `macs_worst` the dearest that a sample can cost.
+    """
 
     name: str
     architecture: str
     bundle: str
     macs: int
+    macs_worst: int | None = None
     params: int
     weight_bytes: int
     activation_peak_bytes: int

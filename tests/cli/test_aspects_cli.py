@@ -270,5 +270,5 @@ def test_mistakes(cli, trained, tmp_path):
     assert (code, "k = 65 must be at most 64, the inputs of 'fc'" in err) == (2, True)
     (tmp_path / "x.onnx").write_bytes(b"")
     code, _, err = cli("export", "x.onnx", "--to", "onnx", "--keep-features", "5", "-o", "art")
-    assert (code, "--keep-features cuts a Bundle's network" in err) == (2, True)
+    assert (code, "--keep-features wants a Bundle's network" in err) == (2, True)
     assert cli("export", trained, "--to", "onnx", "--keep-features", "-1", "-o", "art")[0] == 2
