@@ -138,17 +138,17 @@ def expected_cost(bundle: Bundle, inputs: list[Tensor], task: Task) -> tuple[int
 
     Gated networks are counted by their masks, as the papers do, although a masked one computes everything.
     """
-    plan = bundle.plan
-    if not (plan.gates or plan.routes):
+    from .compress.routing.cost import expected_macs
+    from .models.routed import RoutedNet
+
+    if not (bundle.plan.gates or bundle.plan.routes):
         return None
     samples = task.samples("test")
     parts = (
         task.inputs(samples.__getitems__(range(i, min(i + 256, len(samples))))) for i in range(0, min(2048, len(samples)), 256)
     )
     net = bundle.module().eval()
-    if plan.routes:
-        from .compress.routing.cost import expected_macs
-
+    if isinstance(net, RoutedNet):
         found = expected_macs(net, parts)
         return round(found.mean), found.worst
     import torch

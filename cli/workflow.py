@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .models.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from .compress.apply import StepDone
     from .compress.recipe import Recipe
@@ -194,13 +196,25 @@ def export_bundle(
     from .export.convert import convert, module_source
 
     noted = {"bundle_hash": bundle.hash, **(origin or {})}
+    module = bundle.module()
     make: Callable[..., Source] = module_source
     if bundle.plan.routes:
         from .export.dynamic.routed import routed_source as make
     elif mode == "gathered":
-        from .export.dynamic.gathered import gathered_source as make
-    source = make(bundle.module(), bundle.contract, label=label, origin=noted, seed=seed)
+        from .export.dynamic.gathered import gathered_source
+
+        make = partial(gathered_source, keep=_shares(module, task, seed)) if task else gathered_source
+    source = make(module, bundle.contract, label=label, origin=noted, seed=seed)
     return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
+
+
+def _shares(module: nn.Module, task: Task, seed: int, images: int = 512) -> dict[str, float]:
+    """How many of every gate's channels are on, as a mean share over training images: it tells where gathering pays."""
+    from .compress.dynamic.static import mean_masks
+    from .compress.train import Runtime
+
+    means = mean_masks(module, task, images=images, seed=seed, runtime=Runtime("auto", amp="off"))
+    return {path: float(mean.mean()) for path, mean in means.items()}
 
 
 def shortened(bundle: Bundle, k: int, task: Task | None, stack: ExitStack, *, seed: int = 0) -> StepDone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -228,8 +228,16 @@ def _measurement(
         outputs_ok=verdict.ok,
         max_abs_error=verdict.max_abs_error,
         sqnr_db=verdict.sqnr_db,
-        conditions=conditions(device, entry.facts, before=before, after=after),
+        conditions=conditions(device, _told(entry), before=before, after=after),
     )
+
+
+def _told(entry: Ready) -> RuntimeFacts:
+    """The session's facts; where inputs take turns, they say so."""
+    if entry.cycle == 1:
+        return entry.facts
+    region = f"{entry.facts.timed_region}; {entry.cycle} real inputs in turn, a sample is their mean"
+    return replace(entry.facts, timed_region=region)
 
 
 def _interrupted(job: Job, *, done: list[Skipped]) -> list[Skipped]:

@@ -150,6 +150,8 @@ class _Tree:
         self.spent: dict[int, int] = {}
         self.outer = Scope()
         self.outer.names |= {spec.name for spec in (*contract.inputs, *contract.outputs)}
+        image = contract.inputs[0].name
+        self.outer.known[parts[0].keys[image]] = image
 
     def model(self) -> onnx.ModelProto:
         """The whole graph."""

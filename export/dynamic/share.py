@@ -159,7 +159,7 @@ class _Sharing:
 
     def finish(self) -> None:
         """None; the graphs get the nodes that make their constants, and lose those constants."""
-        for graph in list(graphs(self.outer)):
+        for graph in reversed(list(graphs(self.outer))):  # inner ones first: writing an outer one copies those inside
             own = [t.name for t in graph.initializer]
             gone = [name for name in own if name in self.made]
             kept = [t for t in graph.initializer if t.name not in self.made]
