@@ -41,12 +41,17 @@ def match_rates(module: nn.Module, gates: Mapping[str, Gate], rule: Rule, inputs
             part.training = training
 
 
+TIE = 1e-5
+"""Logits closer than this are equal but for rounding, which no threshold may tell apart: it differs from runtime to runtime."""
+
+
 def threshold(logits: Tensor, count: int) -> float:
-    """The number above which `count` of all logits (N, C) lie, halfway between neighbours; beyond the last by one at the ends."""
+    """The number above which nearest to `count` of all logits (N, C) lie, halfway between neighbours that differ; ±1 at the ends."""
     ordered = logits.double().flatten().cpu().sort(descending=True).values
-    above = ordered[count - 1] if count else ordered[0] + 2
-    below = ordered[count] if count < len(ordered) else ordered[-1] - 2
-    return float((above + below) / 2)
+    padded = torch.cat([ordered[:1] + 2, ordered, ordered[-1:] - 2])
+    places = (padded[:-1] - padded[1:] > TIE).nonzero()[:, 0]  # that many logits lie above such a place
+    place = int(places[(places - count).abs().argmin()])
+    return float((padded[place] + padded[place + 1]) / 2)
 
 
 @torch.no_grad()

@@ -167,6 +167,12 @@ def test_a_threshold_lies_between_neighbours():
     assert [threshold(logits, count) for count in range(5)] == [4.0, 2.0, 0.5, -1.0, -3.0]
 
 
+def test_a_threshold_parts_no_ties():
+    """Four equal logits stay on one side, whichever count is nearer; a threshold on them would be decided by rounding."""
+    logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 1.0, 0.0]])
+    assert [threshold(logits, count) for count in (1, 2, 4, 5)] == [2.0, 2.0, 0.5, 0.5]
+
+
 def test_collapsed_gates_are_named(tmp_path):
     """The first gate sees one grey channel: the softmax of it is 1 for every input."""
     _, result = run(tmp_path / "a", start="open", predictor_lr=1e-9)

