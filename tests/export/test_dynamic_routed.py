@@ -199,14 +199,15 @@ def test_a_cluster_that_no_input_falls_into_is_said(tmp_path):
     (made,) = convert(routed_source(net, CONTRACT, label="net"), [("onnx", "fp32")], tmp_path, real=images())
     assert made.ok
     (said,) = (w for w in made.artifact.warnings if "answered none of the inputs that the file was judged on" in w)
-    assert "1" in said.partition(" answered")[0] and said.endswith("not proven")
+    assert "1" in said.partition(" answered")[0]
+    assert said.endswith("not proven")
 
 
 def test_inputs_on_the_edge_of_a_decision_prove_nothing():
     net = routed_net("cascade")
     real = images(16)
     scores = confidence(net.branches[0](torch.from_numpy(real)).detach())
-    edge = 5
+    edge = 14  # samples lie on both sides of it, by more than EDGE
     net.thresholds.copy_(torch.stack([scores[edge], torch.tensor(0.0)]))
     source = routed_source(net, CONTRACT, label="net")
     kept = telling(source.contract, source.branch, real=real, seed=0)
