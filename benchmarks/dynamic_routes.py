@@ -38,7 +38,8 @@ def steps_of(arm: str) -> list[dict[str, Any]]:
     if arm.startswith("static"):
         cut = {"kind": "structured", "mac_ratio": float(arm.split()[1]), "round_to": 4}
         return [cut, {"kind": "distill", "cache_teacher": False, **train}]
-    return [{"kind": "route", "ratios": [0.1, 0.35, 1.0], **ROUTES[arm], **train}]
+    sizes = {} if "by" in ROUTES[arm] else {"ratios": [0.1, 0.35, 1.0]}
+    return [{"kind": "route", **sizes, **ROUTES[arm], **train}]
 
 
 def figures_of(done: list[StepDone], task: Task) -> dict[str, float]:

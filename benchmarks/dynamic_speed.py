@@ -143,7 +143,7 @@ def calls(contender: Contender, runtime: str, images: np.ndarray) -> Call:
 
 def timed(found: list[Contender], runtime: str, images: np.ndarray, rng: random.Random) -> dict[str, np.ndarray]:
     """Seconds per (sitting, image) and contender."""
-    fit = [c for c in found if RUNTIMES[runtime] in c.folders]
+    fit = [c for c in found if RUNTIMES[runtime] in c.folders and (c.name != "gathered" or runtime == "onnxruntime")]
     seconds = {c.name: np.zeros((SITTINGS, len(images))) for c in fit}
     for sitting in range(SITTINGS):
         ready = [(c.name, calls(c, runtime, images)) for c in fit]

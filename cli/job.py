@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .console import ConsoleProgress, output
 from .models import files
 from .pipeline import Run
-from .verbs_compress import say_step
+from .steps_text import say_step
 from .verbs_export import say_artifact, say_profile
 
 if TYPE_CHECKING:

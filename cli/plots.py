@@ -196,6 +196,62 @@ def curve(epochs: Sequence[float], values: Sequence[float], *, name: str, y_labe
         return _svg(figure, name=name, alt=alt)
 
 
+def relation(
+    points: Sequence[tuple[float, float]], *, marked: tuple[float, float], name: str, x_label: str, y_label: str, alt: str
+) -> Markup:
+    """A line through points (x, y), one of its places marked."""
+    with _figure(2.4) as figure:
+        axes = figure.add_subplot()
+        axes.plot(
+            *zip(*points, strict=True), color=SERIES[0], linewidth=1.6, marker="o" if len(points) < 20 else "", markersize=3.5
+        )
+        axes.plot(*marked, _MARKERS[1], color=SERIES[1], markersize=8, zorder=3)
+        axes.annotate("chosen", marked, xytext=(8, -12), textcoords="offset points")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _ticks(axes.xaxis)
+        _ticks(axes.yaxis, 4)
+        axes.grid(visible=True, axis="y")
+        axes.margins(x=0.08, y=0.12)
+        return _svg(figure, name=name, alt=alt)
+
+
+def heat(
+    values: Sequence[Sequence[float | None]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    name: str,
+    x_label: str,
+    alt: str,
+    numbers: bool = False,
+    stretch: bool = False,
+) -> Markup:
+    """A matrix of shares (0 … 1) as cells of one colour, stronger for more, `numbers` in percent in them; None is left empty.
+
+    `stretch` gives the smallest value the palest colour, for values that are all high.
+    """
+    matrix = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
+    low = float(np.nanmin(matrix)) if stretch else 0.0
+    strength = np.nan_to_num((matrix - low) / max(1e-9, float(np.nanmax(matrix)) - low))
+    with _figure(0.75 + 0.2 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        for (i, j), share in np.ndenumerate(strength):
+            axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=SERIES[0], alpha=0.04 + 0.8 * share, linewidth=0)
+            if numbers and not np.isnan(matrix[i, j]):
+                axes.text(j + 0.5, i + 0.5, f"{100 * matrix[i, j]:.0f}", ha="center", va="center", fontsize=9)
+        short = 9 if numbers else 6
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [_short(c, short) for c in columns])
+        if max(map(len, columns)) > 2:
+            axes.tick_params(axis="x", rotation=90)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(row, 26) for row in rows])
+        axes.tick_params(length=0)
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=x_label)
+        axes.grid(visible=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return _svg(figure, name=name, alt=alt)
+
+
 @contextmanager
 def _figure(height: float) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():

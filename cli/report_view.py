@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from . import plots
 from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRecord
+from .report_dynamic import GATES, ROUTE, SHOWN_ELSEWHERE, dynamic_views
 from .report_latency import LatencyView, by_reason, latency_view
 from .report_text import fixed, plain, whole
 
@@ -91,6 +92,7 @@ def view(record: RunRecord) -> dict[str, Any]:
         "layers": layer_rows(record),
         **_layer_plot(record),
         "latency": latency,
+        **dynamic_views(record),
         "steps": [_step(step, i) for i, step in enumerate(record.steps)],
         "warnings": by_reason((a.artifact.name, text) for a in record.artifacts for text in a.artifact.warnings),
         "seconds_total": sum(stage.seconds for stage in record.stages),
@@ -221,7 +223,8 @@ def _say(points: Sequence[plots.Point], where: str, x_label: str, y_label: str) 
 
 
 def _step(step: StepRecord, index: int) -> StepView:
-    figures = {key: value for key, value in step.figures.items() if key != "history"}
+    elsewhere = ("history", *SHOWN_ELSEWHERE) if step.kind in (GATES, ROUTE) else ("history",)
+    figures = {key: value for key, value in step.figures.items() if key not in elsewhere}
     long = {key: value for key, value in figures.items() if len(plain(value)) > 90}
     return StepView(
         step=step,
@@ -251,7 +254,10 @@ def _say_curve(label: str, xs: Sequence[float], ys: Sequence[float]) -> str:
 
 
 def _curves(history: Any, *, most: int = 4) -> dict[str, tuple[list[float], list[float]]]:
-    """Up to `most` finite numeric series of a training history by name; {} for anything that isn't one."""
+    """Up to `most` finite numeric series of a training history (or of several, by name); {} for anything that isn't one."""
+    if isinstance(history, Mapping) and "epochs" not in history:
+        parts = {f"{part}: {label}": xy for part, one in history.items() for label, xy in _curves(one, most=most // 2).items()}
+        return dict(list(parts.items())[:most])
     epochs = history.get("epochs") if isinstance(history, Mapping) else history
     if not isinstance(epochs, list) or len(epochs) < 2 or not all(isinstance(epoch, Mapping) for epoch in epochs):
         return {}

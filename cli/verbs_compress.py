@@ -10,14 +10,18 @@ import typer
 
 from .console import ConsoleProgress, output
 from .options import DataArgs, Device, Force, ModelArgs, Out, Seed, Selection, Size, SkipBad, TaskName, selects
+from .steps_text import say_step
 
 if TYPE_CHECKING:
-    from .compress.apply import StepDone
     from .compress.recipe import Recipe
     from .models.bundle import Bundle
 
 Set = Annotated[list[str], typer.Option("--set", help="Training parameter as key=value: epochs=15, lr=0.1, batch_size=128, …")]
 
+OutOfCompress = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="Where the Bundle goes; never overwritten without --force. Not with --estimate."),
+]
 Objective = Annotated[
     str | None,
     typer.Option("--objective", help="Distil by this objective, without a recipe: kd, kd++, … (`trimtab recipes ls`)."),
@@ -80,22 +84,33 @@ def train(
 def compress(
     checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
     selection: Selection,
-    out: Out,
+    out: OutOfCompress = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = None,
     objective: Objective = None,
     student: Student = None,
     student_args: StudentArgs = [],
     teacher: TeacherName = None,
     settings: DistilSet = [],
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Train nothing: the MACs that gates (the step ftwt) would save, over r from 0.5 to 1."),
+    ] = False,
     device: Device = "auto",
     force: Force = False,
 ) -> None:
     """Apply a recipe to a trained network, or distil it into a student: the result is a smaller Bundle."""
     from .loading import keywords, open_network
+    from .models.errors import UserError
     from .workflow import compress as run
     from .workflow import require_task, student_of_code
 
     kwargs = keywords(student_args, "--student-arg")
+    if estimate:
+        given = {"-o": out, "--objective": objective, "--student": student, "--teacher": teacher, "--set": settings}
+        _estimate(checkpoint, selection, recipe, device=device, given={flag for flag, value in given.items() if value})
+        return
+    if out is None:
+        raise UserError("nothing says where the compressed network goes", hint="add -o small.bundle")
     plan = _plan(
         recipe, objective, student=student, kwargs=kwargs, teacher=teacher, settings=settings, selection=selection, out=out
     )
@@ -106,6 +121,28 @@ def compress(
             student_of_code(student, own, out, kwargs=kwargs, seed=selection.seed, force=force)
         result = run(bundle, plan, task, out, progress=ConsoleProgress(), force=force, device=device, on_step=say_step)
     _finish(result, [])
+
+
+def _estimate(checkpoint: Path, selection: Selection, recipe: Path | None, *, device: str, given: set[str]) -> None:
+    """`--estimate`. Raises UserError when options that ask for training go with it, and without data."""
+    from .estimate import estimate_gates, say_estimate
+    from .loading import open_network
+    from .models.errors import UserError
+    from .recipes import find_recipe
+    from .workflow import require_task
+
+    if given:
+        raise UserError(
+            f"{min(given)} says nothing with --estimate, which trains and writes nothing",
+            hint="leave it out; --json has all figures",
+        )
+    plan = find_recipe(recipe) if recipe else None
+    with ExitStack() as stack:
+        bundle, task = open_network(checkpoint, stack, selection)
+        own = require_task(task, "--estimate")
+        found = estimate_gates(bundle, own, plan, seed=selection.seed, device=device)
+    say_estimate(found, own.metric)
+    output.result(found.as_dict())
 
 
 def _plan(
@@ -148,35 +185,6 @@ def _plan(
     if teaches_itself(plan):
         output.say("no --student: the network is taught by itself as it was (self-distillation); it stays as large as it is")
     return plan
-
-
-def say_step(step: StepDone) -> None:
-    """One finished step, in words."""
-    reused = "  (as before)" if step.reused else ""
-    output.say(f"{step.index}. {step.config.kind}: {summary(step)}  {step.seconds:.1f} s{reused}")
-    for note in step.notes:
-        output.say(f"   {note}")
-    if fixed := step.figures.get("fixed"):
-        output.say("   left whole:")
-        for layer in fixed:
-            output.say(f"     {layer['path']} ({layer['channels']}): {layer['reason']}")
-
-
-def summary(step: StepDone) -> str:
-    """The figures of a step that matter most, on one line."""
-    figures = step.figures
-    if "mac_ratio" in figures:
-        return (
-            f"MACs {figures['macs_before'] / 1e6:.2f} → {figures['macs_after'] / 1e6:.2f} M ({figures['mac_ratio']:.3f}), "
-            f"params {figures['params_before']:,} → {figures['params_after']:,} ({figures['param_ratio']:.3f})"
-        )
-    if val := figures.get("val_after"):
-        before: dict[str, Any] = figures.get("val_before") or {}
-        return ", ".join(
-            f"{name} {before[name]:.4f} → {value:.4f}" if name in before else f"{name} {value:.4f}"
-            for name, value in val.items()
-        )
-    return ""
 
 
 def _finish(bundle: Bundle, notes: list[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import output
 from .options import Force, Selection, selects
+
+if TYPE_CHECKING:
+    from .inspection import Inspection
 
 models = typer.Typer(help="The architecture zoo.", no_args_is_help=True, rich_markup_mode=None)
 recipes = typer.Typer(help="Shipped recipes, and new ones.", no_args_is_help=True, rich_markup_mode=None)
@@ -21,19 +24,14 @@ def inspect(
     network: Annotated[Path, typer.Argument(help="A Bundle's folder, or a checkpoint with --model.")],
     selection: Selection,
 ) -> None:
-    """Layers, params, MACs, and which channels can be pruned, or why not."""
-    import torch
-
-    from .compress.cost import count
-    from .compress.groups import analyse
+    """Layers, params, MACs, which channels can be pruned and which layers gated, or why not; the branches of a routed network."""
+    from .inspection import inspect_bundle
     from .loading import open_network
 
     with ExitStack() as stack:
         bundle, _task = open_network(network, stack, selection)
-        module = bundle.module()
-        inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(bundle.contract.example_dims(), seed=0).values()]
-        cost = count(module, inputs)
-        analysis = analyse(module, inputs)
+        seen = inspect_bundle(bundle)
+    cost, analysis = seen.cost, seen.analysis
     tied = {m.path: group for group in analysis.groups for m in group.members if m.side == "out"}
     fixed = {f.path: f.reason for f in analysis.fixed}
     rows = [
@@ -47,12 +45,16 @@ def inspect(
         )
         for layer in cost.layers
     ]
-    output.table(bundle.manifest.architecture.name, ("layer", "kind", "output", ">MACs", ">params", "channels"), rows)
+    name = bundle.manifest.architecture.name
+    title = f"{name}, the largest of {len(seen.branches)} branches" if seen.branches else name
+    output.table(title, ("layer", "kind", "output", ">MACs", ">params", "channels"), rows)
     output.say(
         f"{cost.macs:,} MACs, {cost.params:,} params, weights {cost.weight_bytes / 1e6:.2f} MB, "
         f"activation peak {cost.activation_peak_bytes / 1e6:.2f} MB (batch 1, fp32)"
     )
     output.say(f"{len(analysis.groups)} channel groups can be pruned; {len(fixed)} layers can't")
+    _say_gates(seen)
+    _say_branches(seen)
     output.result(
         {
             "macs": cost.macs,
@@ -62,8 +64,51 @@ def inspect(
             "layers": [
                 {**vars(layer), "prunable": layer.path in tied, "reason": fixed.get(layer.path, "")} for layer in cost.layers
             ],
+            "gates": [vars(row) for row in seen.gates],
+            "rule": seen.rule,
+            "branches": [vars(row) for row in seen.branches],
         }
     )
+
+
+def _say_gates(seen: Inspection) -> None:
+    """Which convolutions a gate can compute in part for each input, and why not the others."""
+    output.say()
+    if seen.gates_refused:
+        output.say(f"no layer can be gated: {seen.gates_refused}")
+        return
+    rows = [
+        (
+            row.path,
+            row.state,
+            f"{row.channels}" if row.channels else "",
+            f"{row.saves:.1%}" if row.channels else "",
+            row.note.replace("only its own outputs are saved:", "its own outputs alone:"),
+        )
+        for row in seen.gates
+    ]
+    if rows:
+        output.table("gates (the step ftwt)", ("convolution", "gate", ">filters", ">MACs, at most", "saves, or why not"), rows)
+    able = sum(row.state != "no" for row in seen.gates)
+    output.say(f"{able} of {len(rows)} convolutions can be gated" + (", linear layers never are" if rows else ""))
+
+
+def _say_branches(seen: Inspection) -> None:
+    """What a routed network chooses among."""
+    if not seen.branches:
+        return
+    output.say()
+    rows = [
+        (
+            row.number,
+            f"{row.macs:,}",
+            f"{row.path_macs:,}",
+            f"{row.params:,}",
+            f"{row.threshold:.4f}" if row.threshold is not None else "",
+        )
+        for row in seen.branches
+    ]
+    output.table(f"branches ({seen.rule})", ("branch", ">MACs", ">… with the way there", ">params", ">threshold"), rows)
 
 
 def _prunable(path: str, tied: dict[str, Any], fixed: dict[str, str]) -> str:
