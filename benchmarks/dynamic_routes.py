@@ -24,6 +24,7 @@ STATIC = (0.1, 0.2, 0.35, 0.5)
 TARGETS = (0.15, 0.2, 0.25, 0.35, 0.5)
 ROUTES: dict[str, dict[str, Any]] = {
     "cascade": {},
+    "cascade, channels by activity": {"importance": "activity"},
     "cascade, nested": {"nested": True},
     "router": {"rule": "router"},
     "router by mass": {"rule": "router", "signal": "mass"},

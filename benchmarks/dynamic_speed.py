@@ -24,6 +24,7 @@ from dynamic_schedule import SCHEDULE
 from training import conditions
 from trials import RESULTS
 
+from trimtab.compress.apply import StepDone
 from trimtab.compress.train import Runtime, evaluate
 from trimtab.devices.runtime import require, runtimes
 from trimtab.devices.timing import collector_off
@@ -37,7 +38,8 @@ from trimtab.workflow import channels_first, export_bundle
 IMAGES, EPOCHS = SCHEDULE.images and 2 * SCHEDULE.images, SCHEDULE.epochs
 TIMED, SITTINGS = 200, 8
 STATIC = (0.1, 0.2, 0.35, 0.5, 0.7)
-THRESHOLDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+TARGETS = (0.15, 0.2, 0.25, 0.35, 0.5, 0.7)
+"""Shares of the dense MACs that thresholds are chosen for, on validation images."""
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "onnx", "litert": "tflite"}
 TRAIN: dict[str, Any] = {**COMMON, "epochs": EPOCHS}
 TAUGHT: dict[str, Any] = {"kind": "distill", "cache_teacher": False, **TRAIN}
@@ -61,6 +63,7 @@ def recipes() -> dict[str, list[dict[str, Any]]]:
         "gated": [gated],
         "static, average mask": [gated | half, {"kind": "static-average"}, TAUGHT | half],
         "routed": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], **TRAIN}],
+        "routed nested": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], "nested": True, **TRAIN}],
     }
     for ratio in STATIC:
         forms[f"static {ratio:g}"] = [{"kind": "structured", "mac_ratio": ratio, "round_to": 4}, TAUGHT]
@@ -80,8 +83,8 @@ def contenders(net: str, task: Task, folder: Path) -> list[Contender]:
                 _exported(n, bundle, task, folder, mode=mode, macs=macs)
                 for n, mode in (("masked", ""), ("gathered", "gathered"))
             ]
-        elif name == "routed":
-            found += _at_thresholds(bundle, task, folder, [b["path_ratio"] for b in done[-1].figures["branches"]])
+        elif name.startswith("routed"):
+            found += _at_settings(name, done[-1], task, folder)
         else:
             cutting = next(step for step in done if step.config.kind in ("structured", "static-average"))
             found.append(_exported(name, bundle, task, folder, macs=cutting.figures["mac_ratio"]))
@@ -98,26 +101,27 @@ def _exported(name: str, bundle: Bundle, task: Task, folder: Path, *, mode: str 
     return Contender(name, {c.artifact.format: c.folder for c in made}, None, about)
 
 
-def _at_thresholds(bundle: Bundle, task: Task, folder: Path, paths: list[float]) -> list[Contender]:
-    """The routed artifact at every threshold (equal for all its branches), with the accuracy and the shares measured in torch."""
-    base, net, found = _exported("routed", bundle, task, folder), bundle.module(), []
-    count = len(net.branches)
-    for threshold in THRESHOLDS:
-        net.thresholds.fill_(threshold if threshold < 1 else 1.01)  # a confidence may round to 1
+def _at_settings(name: str, done: StepDone, task: Task, folder: Path) -> list[Contender]:
+    """The routed artifact at the thresholds calibrated for every target, with the accuracy and the shares measured on test images."""
+    base, net, found = _exported(name, done.bundle, task, folder), done.bundle.module(), []
+    paths = torch.tensor([branch["path_ratio"] for branch in done.figures["branches"]])
+    for target in TARGETS:
+        fitting = [point for point in done.figures["calibration"]["curve"] if point["mac_ratio"] <= target]
+        if not fitting:
+            continue
+        net.thresholds.copy_(torch.tensor(fitting[-1]["thresholds"]))
         taken: list[torch.Tensor] = []
         handle = net.register_forward_hook(lambda module, _a, _o, taken=taken: taken.append(module.taken))
         score = 100 * evaluate(net, task, "test", runtime=Runtime("cpu", amp="off"))["accuracy"]
         handle.remove()
-        shares = torch.bincount(torch.cat(taken), minlength=count).float() / sum(map(len, taken))
-        macs = float(shares @ torch.tensor(paths))
+        shares = torch.bincount(torch.cat(taken), minlength=len(paths)).float() / sum(map(len, taken))
         about = {
             "accuracy": score,
-            "mac_ratio": macs,
-            "threshold": threshold,
+            "mac_ratio": float(shares @ paths),
+            **{f"threshold_{i}": float(t) for i, t in enumerate(net.thresholds)},
             **{f"share_{i}": float(s) for i, s in enumerate(shares)},
         }
-        limits = net.thresholds.numpy().copy()
-        found.append(Contender(f"routed at {threshold:g}", base.folders, limits, {**base.about, **about}))
+        found.append(Contender(f"{name} @ {target:g}", base.folders, net.thresholds.numpy().copy(), {**base.about, **about}))
     return found
 
 

@@ -16,6 +16,7 @@ from .parity import Probe
 Branch = Callable[[Mapping[str, np.ndarray]], int]
 
 POOL = 64
+"""So many of the real samples are looked at for probes, and go along with the artifact for profilers."""
 EDGE = 0.1
 """How far, in logits, a score must lie from a threshold: more than float16's error in a network's logits."""
 
@@ -39,6 +40,14 @@ def telling(contract: Contract, branch: Branch, *, real: np.ndarray | None, seed
             found.setdefault(taken, []).append(position)
     order = [position for row in zip_longest(*found.values()) for position in row if position is not None]
     return pool[order] if order else pool
+
+
+def clearest(contract: Contract, margin: Callable[[Mapping[str, np.ndarray]], float], real: np.ndarray) -> np.ndarray:
+    """The first samples of `real`, those first whose gates all decide clearly: rounding alone may switch a channel at the edge."""
+    name = contract.inputs[0].name
+    pool = real[:POOL]
+    margins = [margin({name: pool[k : k + 1]}) for k in range(len(pool))]
+    return pool[np.argsort(margins, kind="stable")[::-1]]
 
 
 def _moved(contract: Contract, by: float) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from ..models import files
 from ..models.contract import Contract
 from ..models.errors import UserError
 from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact
-from .choices import mix, telling, unproven
+from .choices import POOL, clearest, mix, telling, unproven
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, exporters
 from .parity import Probe, judge, probes, relayout
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-SAMPLE_COUNT = 64
+ROUNDED = (
+    "gates switch on by the sign of a logit, and rounded to {precision} some decide otherwise: export fp32, static or routed"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Source:
     """A network to export: its contract, its reference function, and the forms that exporters read.
 
     For one that adapts to its input: `dynamic` says how, `branch` tells which branch answers given inputs, and `settings` are
-    the values of inputs with a default that make each branch answer, one after the other.
+    the values of inputs with a default that make each branch answer, one after the other; `margin` tells how far, in logits, the
+    nearest of all gates is from deciding otherwise.
     """
 
     label: str
@@ -43,6 +46,7 @@ class Source:
     dynamic: dict[str, Any] = field(default_factory=dict)
     branch: Callable[[Mapping[str, np.ndarray]], int] | None = None
     settings: tuple[Mapping[str, np.ndarray], ...] = ()
+    margin: Callable[[Mapping[str, np.ndarray]], float] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -80,18 +84,43 @@ def module_source(
     """A torch module as a Source: traced once to ONNX; the module itself is the reference."""
     import torch
 
-    from ..models.outputs import entries
     from .onnx import to_graph
 
     module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
     example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=seed).values())
+    graph = to_graph(module, contract, example)
+    return Source(
+        label, contract, torch_reference(module, contract), graph, module, origin or {}, margin=gate_margin(module, contract)
+    )
+
+
+def torch_reference(module: nn.Module, contract: Contract) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A torch module as a function of named arrays, with the contract's names."""
+    import torch
+
+    from ..models.outputs import entries
 
     def reference(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             returned = entries(module(*(torch.from_numpy(inputs[s.name]) for s in contract.inputs)))
         return {spec.name: tensor.numpy() for spec, tensor in zip(contract.outputs, returned.values(), strict=True)}
 
-    return Source(label, contract, reference, to_graph(module, contract, example), module, origin or {})
+    return reference
+
+
+def gate_margin(module: nn.Module, contract: Contract) -> Callable[[Mapping[str, np.ndarray]], float] | None:
+    """How near to zero the gates' logits come for given inputs; None for a network without gates."""
+    from ..models.gates import gates_of
+
+    gates, reference = gates_of(module).values(), torch_reference(module, contract)
+    if not gates:
+        return None
+
+    def margin(inputs: Mapping[str, np.ndarray]) -> float:
+        reference(inputs)
+        return min(float(gate.logits.abs().min()) for gate in gates if gate.logits is not None)
+
+    return margin
 
 
 def file_source(path: Path) -> Source:
@@ -131,6 +160,8 @@ def convert(
         pool = telling(source.contract, source.branch, real=real, seed=seed)
         if real is not None:
             source = replace(source, dynamic={**source.dynamic, "samples": mix(source.contract, source.branch, real)})
+    elif source.margin and real is not None:
+        pool = clearest(source.contract, source.margin, real)
     found = probes(source.contract, source.reference, real=pool, seed=seed, settings=source.settings, branch=source.branch)
     source = replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found)))
     made = []
@@ -198,6 +229,8 @@ def _judged(
         inputs=inputs,
         evaluator=exported.evaluator or card.title,
     )
+    if source.margin and precision != "fp32" and not parity.ok:
+        parity = parity.model_copy(update={"reason": f"{parity.reason}; {ROUNDED.format(precision=precision)}"})
     return Artifact(
         name=f"{source.label}-{name}-{precision}",
         format=name,
@@ -241,7 +274,7 @@ def _golden(path: Path, module: Contract, artifact: Contract, probe: Probe) -> N
 def _samples(path: Path, module: Contract, artifact: Contract, real: np.ndarray) -> None:
     """Real inputs in the artifact's layout, for profilers: a network that adapts takes as long as its inputs ask."""
     source, target = module.inputs[0], artifact.inputs[0]
-    np.savez_compressed(path, inputs=relayout(real[:SAMPLE_COUNT].astype(source.dtype), source, target))
+    np.savez_compressed(path, inputs=relayout(real[:POOL].astype(source.dtype), source, target))
 
 
 def _place(work: Path, final: Path, *, ok: bool) -> Path:

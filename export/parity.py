@@ -62,6 +62,10 @@ def probes(
     sizes: list[dict[str, int]] = [dict.fromkeys(spatial, size) for size in ((64, 96, 48) if spatial else (0,))]
     for i, size in enumerate(sizes):
         size.update({s: size[s] + 16 * j for j, s in enumerate(spatial) if i})  # not square: a swapped H and W must show
+
+    def probe(dims: dict[str, int], inputs: Tensors) -> Probe:
+        return Probe(dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None)
+
     found = []
     for (i, batch), (j, size) in itertools.product(enumerate(batches), enumerate(sizes)):
         if i and j:
@@ -72,10 +76,9 @@ def probes(
             inputs = _draw(
                 contract, dims, real if not j else None, start=(k + i * MIN_INPUTS), seed=seed + k + 100 * i + 10_000 * j
             )
-            found.append(Probe(dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None))
+            found.append(probe(dims, inputs))
     for setting, k in itertools.product(settings, range(FORCED)):
-        inputs = {**_draw(contract, found[0].dims, real, start=k, seed=seed + k), **setting}
-        found.append(Probe(found[0].dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None))
+        found.append(probe(found[0].dims, {**_draw(contract, found[0].dims, real, start=k, seed=seed + k), **setting}))
     return found
 
 

@@ -52,11 +52,18 @@ class RouteConfig(TrainConfig, MethodConfig):
     )
     round_to: int = Field(4, ge=1, le=256, description="kept channels are a multiple of this; 1 turns rounding off")
     max_ratio: float = Field(0.9, gt=0, lt=1, description="no layer loses more than this share of its channels")
-    score_images: int = Field(2048, ge=32, description="training images whose activations rank the channels")
+    importance: Literal["l1", "l2", "bn-scale", "taylor", "activity"] | None = Field(
+        None,
+        description='what ranks channels, as in structured; "activity": how often their gates have them on, or their share of the '
+        "activation mass; left out: activity for a gated network, l2 for any other",
+    )
+    score_images: int = Field(2048, ge=32, description="training images that channels are ranked by (taylor, activity)")
     train_largest: bool | None = Field(
         None, description="train the largest branch too; left out: unless it is the network as it was, whole and trained"
     )
-    distill_weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of distillation from the parent; 0 = off")
+    distill_weight: float = Field(
+        0.3, ge=0, allow_inf_nan=False, description="weight of distillation from the parent beside the labels' 1; 0 = off"
+    )
     temperature: float = Field(
         4.0, gt=0, allow_inf_nan=False, description="softening of both distributions, in units of logits"
     )
@@ -120,6 +127,7 @@ class RouteConfig(TrainConfig, MethodConfig):
                     ("rule", self.rule != "cascade"),
                     ("nested", self.nested),
                     ("ratios", "ratios" in self.model_fields_set),
+                    ("importance", self.importance is not None),
                     ("signal", self.signal != "suffices"),
                     ("max_accuracy_drop", self.max_accuracy_drop is not None),
                     ("target_mac_ratio", self.target_mac_ratio is not None),

@@ -15,6 +15,7 @@ from ...models.errors import UserError
 from ...models.gates import detach_gates, gates_of
 from ...models.routed import RoutedNet, RouterSpec, RouteSpec, features_at
 from ...models.surgery import SurgeryPlan, describe
+from ..importance import accumulate_gradients, score, scorer
 from ..method import Context, Result
 from ..sampling import derived_seed
 from ..train import History, evaluate, fit, runtime_for
@@ -145,11 +146,11 @@ class Run:
             scope=config.scope,
         )
         self.groups = cutter.groups
-        seen = self._activity(self._scored)
         if config.by == "difficulty":
-            branches = cutter.nested(seen.scores(), config.ratios)
+            branches = cutter.nested(self._scores(cutter), config.ratios)
             rule: Any = config.rule
         else:
+            seen = self._activity(self._scored)
             self.clusters = find_clusters(
                 seen, config.by, config.clusters, classes=self.classes, seed=derived_seed(self.context.seed, "clusters") % 2**32
             )
@@ -159,6 +160,19 @@ class Run:
             rule = "cluster"
         router = None if rule == "cascade" else self._router_spec(cutter.module)
         return cutter, RouteSpec(branches=branches, rule=rule, shared=config.shared, nested=config.nested, router=router)
+
+    def _scores(self, cutter: Cutter) -> list[Tensor]:
+        """How much every channel of the cutter's groups matters."""
+        criterion = self.config.importance or ("activity" if self.gated else "l2")
+        if criterion == "activity":
+            return self._activity(self._scored).scores()
+        if criterion == "taylor":
+            images, seed = self.config.score_images, self.context.seed
+            accumulate_gradients(cutter.module, self.task, images=images, batch_size=128, seed=seed)
+        importance, generator = scorer(criterion, "group"), torch.Generator().manual_seed(self.context.seed)
+        found = [score(group, importance, generator) for group in cutter.groups]
+        cutter.module.zero_grad(set_to_none=True)
+        return found
 
     def _activity(self, positions: Sequence[int], split: Any = "train") -> Activity:
         return Activity(

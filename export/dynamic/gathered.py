@@ -7,13 +7,11 @@ before the convolution. The function is the masked network's own, since only pro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
-from ..convert import Source
+from ..convert import Source, gate_margin, torch_reference
 
 if TYPE_CHECKING:
     import onnx
@@ -117,20 +115,18 @@ def gathered_source(
 
     The notes of `gathered_graph` are in `origin["notes"]`, a line each. Raises UserError as `gathered_graph` does.
     """
-    import torch
-
-    from ...models.outputs import entries
-
     module = module.eval()
     graph, contract, notes = gathered_graph(module, contract, keep=keep, seed=seed)
-
-    def reference(inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        with torch.inference_mode():
-            returned = entries(module(*(torch.from_numpy(inputs[s.name]) for s in contract.inputs)))
-        return {spec.name: tensor.numpy() for spec, tensor in zip(contract.outputs, returned.values(), strict=True)}
-
-    noted = {**(origin or {}), "dynamic": "gathered", "notes": "\n".join(notes)}
-    return Source(label, contract, reference, graph, None, noted, dynamic={"mode": "gathered"})
+    return Source(
+        label,
+        contract,
+        torch_reference(module, contract),
+        graph,
+        None,
+        {**(origin or {}), "notes": "\n".join(notes)},
+        dynamic={"mode": "gathered"},
+        margin=gate_margin(module, contract),
+    )
 
 
 def _share(keep: Keep, path: str) -> float:

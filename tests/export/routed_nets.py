@@ -54,7 +54,12 @@ def routed_net(rule: Rule = "cascade", *, shared: bool = True, at: str = "", nes
         for layer in net.router.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.weight.data.mul_(4)
-    return net.eval()
+    net.eval()
+    if net.router is not None and rule == "cluster":  # every cluster gets some inputs
+        with torch.no_grad():
+            x = torch.cat(samples(24))
+            net.router.head[-1].bias.data -= net.router.logits(net.router_input(x)).mean(0)
+    return net
 
 
 def samples(count: int, seed: int = 0) -> list[Tensor]:

@@ -263,7 +263,7 @@ def test_a_gathered_artifact_is_proven_against_the_masked_network(tmp_path):
     assert made.artifact.parity.sqnr_db > 90
     assert made.artifact.ops["NonZero"] == 9
     assert made.artifact.contract.inputs[0].shape == (1, 3, SIDE, SIDE)
-    assert made.artifact.source["dynamic"] == "gathered"
+    assert made.artifact.dynamic == {"mode": "gathered"}
     assert made.artifact.source["notes"] == f"9 of 9 gated convolutions are gathered\n{ONLY_HERE}"
     wrong = copy.deepcopy(net)
     wrong.layer1[0].conv1.gate.linear.bias.data += 0.7

@@ -80,7 +80,7 @@ def test_every_branch_answers_as_in_torch(kind, runtime):
             assert branch.tolist() == net.taken.tolist()
             answered[int(net.taken[0])] += 1
     assert sum(answered.values()) >= (40 if len(net.thresholds) else 8)
-    assert len(answered) >= (3 if len(net.thresholds) else 1)  # a random cluster router may know one answer only
+    assert len(answered) >= (3 if len(net.thresholds) else 2)
     assert [spec.name for spec in contract.outputs] == ["logits", "branch"]
 
 
@@ -199,7 +199,7 @@ def test_a_cluster_that_no_input_falls_into_is_said(tmp_path):
     (made,) = convert(routed_source(net, CONTRACT, label="net"), [("onnx", "fp32")], tmp_path, real=images())
     assert made.ok
     (said,) = (w for w in made.artifact.warnings if "answered none of the inputs that the file was judged on" in w)
-    assert "1" in said.partition(" answered")[0]
+    assert said.startswith("branch 1 answered none")
     assert said.endswith("not proven")
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gated_kit import contract, gated_zoo
 from torch import nn
 
 from trimtab.export.artifact import load_artifact
+from trimtab.export.choices import clearest
 from trimtab.export.convert import Source, convert, module_source
 from trimtab.export.exporter import exporters
 from trimtab.models.architectures import architectures
@@ -194,3 +196,30 @@ def test_gates_add_no_data_movement_in_tflite(tmp_path):
     added = {kind: n - ops["plain"].get(kind, 0) for kind, n in ops["gated"].items() if n != ops["plain"].get(kind, 0)}
     per_gate = {"REDUCE_MAX", "SOFTMAX", "FULLY_CONNECTED", "GREATER", "CAST", "RESHAPE", "MUL"}
     assert added == dict.fromkeys(sorted(per_gate), GATES)
+
+
+def test_probes_are_the_inputs_whose_gates_decide_clearly():
+    net = gated_zoo("resnet8")
+    source = module_source(net, contract(), label="net")
+    real = contract().random_inputs({"N": 20}, seed=3)["image"]
+    kept = clearest(source.contract, source.margin, real)
+    margins = [source.margin({"image": image[None]}) for image in kept]
+    assert margins == sorted(margins, reverse=True)
+    with torch.no_grad():  # the figure itself, from the gates
+        net(torch.from_numpy(kept[:1]))
+    assert margins[0] == min(float(gate.logits.abs().min()) for gate in gates_of(net).values())
+    assert module_source(detach_gates(net), contract(), label="net").margin is None
+
+
+def test_gates_that_half_precision_moves_are_a_rejection_that_says_so(tmp_path):
+    """With every logit within fp16's error of zero, the fp16 artifact switches other channels."""
+    net = gated_zoo("resnet8")
+    with torch.no_grad():
+        for gate in gates_of(net).values():
+            gate.linear.bias.zero_()
+            gate.linear.weight.mul_(1e-7)
+            gate.linear.bias[::2] += 1e-8
+    real = contract().random_inputs({"N": 16}, seed=3)["image"]
+    (made,) = convert(module_source(net, contract(), label="net"), [("coreml", "fp16")], tmp_path, real=real)
+    assert not made.ok
+    assert "rounded to fp16 some decide otherwise" in made.artifact.parity.reason
