@@ -6,7 +6,10 @@ import hashlib
 import math
 
 import numpy as np
+import torch
 
+from trimtab.compress.dynamic.diversity import diversity
+from trimtab.compress.dynamic.observe import Observation
 from trimtab.devices.measurement import AAPair, Conditions, Measurement, ProfileResult, Reading, Skipped, Snapshot, compare
 from trimtab.export.artifact import Artifact, Parity, ParityCase
 from trimtab.models.contract import image_classifier
@@ -346,3 +349,65 @@ def record(**changes: object) -> RunRecord:
         "notes": ("One seed: this run says nothing about the spread between seeds.",),
     }
     return RunRecord(**(fields | changes))
+
+
+def gated_step(*, samples: int = 200, classes: int = 10) -> StepRecord:
+    """A step "ftwt" with two gates: the masks of the first follow the class, those of the second never change."""
+    rng = np.random.default_rng(3)
+    targets = torch.from_numpy(np.arange(samples) % classes)
+    wanted = torch.from_numpy(rng.random((classes, 16)) < 0.6)[targets]
+    masks = {"conv1": wanted ^ torch.from_numpy(rng.random((samples, 16)) < 0.05), "conv2": torch.ones(samples, 8).bool()}
+    masks["conv2"][:, :3] = False
+    truths = {"conv1": wanted, "conv2": torch.from_numpy(rng.random((samples, 8)) < 0.7)}
+    curve = [{"level": r, "mac_reduction": 1.1 - r} for r in (0.5, 0.7, 0.85, 1.0)]
+    return StepRecord(
+        kind="ftwt",
+        config={"kind": "ftwt", "r": 0.7},
+        figures={
+            "diversity": diversity(Observation(masks, truths, targets)),
+            "estimate": {"level": 0.7, "mac_reduction": 0.4, "samples": samples, "curve": curve},
+            "realised": {
+                "mac_reduction": 0.36,
+                "macs_mean": 20e6,
+                "macs_quantiles": {"p5": 18e6, "p50": 20e6, "p95": 22e6, "p99": 23e6},
+                "gate_share": 0.001,
+            },
+            "gates": [],
+            "ungated": [
+                {"path": "stem.depthwise", "kind": "Conv2d", "reason": "a depthwise convolution that no gated one feeds"}
+            ],
+        },
+        notes=("1 of 2 gates give practically every input the same mask (static): conv2",),
+        seconds=12.0,
+    )
+
+
+def routed_step() -> StepRecord:
+    """A step "route" with three branches."""
+    branches = [
+        {"mac_ratio": ratio, "path_ratio": path, "params": params, "val": {"accuracy": value}}
+        for ratio, path, params, value in (
+            (0.1, 0.1, 17_000, 0.8867),
+            (0.35, 0.45, 55_000, 0.9123),
+            (1.0, 1.45, 272_000, 0.9434),
+        )
+    ]
+    points = [{"mac_ratio": m, "accuracy": a} for m, a in ((0.1, 0.887), (0.2, 0.91), (0.37, 0.937), (0.9, 0.941))]
+    return StepRecord(
+        kind="route",
+        config={"kind": "route"},
+        figures={
+            "rule": "cascade",
+            "by": "difficulty",
+            "shared": [],
+            "macs_after": 11_600_000.0,
+            "macs_worst": 44_700_000,
+            "thresholds": [0.9761, 0.8127],
+            "shares": [0.613, 0.242, 0.145],
+            "branches": branches,
+            "calibration": {"samples": 6000, "curve": points, "chosen": points[2]},
+            "signals": {"confidence": [0.898, 0.909]},
+            "history": {"branches": history(3), "router": history(2)},
+        },
+        seconds=60.0,
+    )

@@ -232,3 +232,21 @@ def test_a_finished_step_is_said_in_a_line(cli, plain, tmp_path):
     assert "gates dynamic" in first
     assert "M expected (" in second
     assert "branches take" in second
+
+
+@pytest.mark.slow
+def test_the_demonstration_routes_a_network_and_proves_it(cli, tmp_path):
+    """All of it on the digits: the exit code is the verdict on speed, the rest must hold on any machine."""
+    code, out, err = cli("demo", "--dynamic", "--data", "digits", "-o", "demo", "--budget", "20")
+    assert code in (0, 1), err
+    record = json.loads((tmp_path / "demo" / "run.json").read_text())
+    assert [step["kind"] for step in record["steps"]] == ["ftwt", "route"]
+    before, after = record["models"]
+    assert after["macs"] < 0.9 * before["macs"] < after["macs_worst"]
+    assert after["metrics"]["accuracy"] > before["metrics"]["accuracy"] - 0.03
+    assert {a["status"] for a in record["artifacts"]} == {"accepted"}
+    assert all(a["artifact"]["dynamic"]["mode"] == "routed" for a in record["artifacts"] if a["model"] == "compressed")
+    faster = {c["runtime"] for c in record["profile"]["comparisons"] if c["significant"] and c["speedup"] > 1}
+    assert (code == 0) == (len(faster) >= 2)
+    assert "dB, proven" in out
+    assert 'id="dynamic"' in (tmp_path / "demo" / "report.html").read_text()

@@ -8,7 +8,7 @@ from html import unescape
 
 import numpy as np
 import pytest
-from report_kit import artifacts, history, model, parity, profile, record, steps
+from report_kit import artifacts, gated_step, history, model, parity, profile, record, routed_step, steps
 
 from trimtab.models.errors import UserError
 from trimtab.record import RunRecord
@@ -391,3 +391,53 @@ def test_a_report_needs_no_torch():
 )
 def test_numbers_are_written_for_readers(made, expected):
     assert made == expected
+
+
+# ---------------------------------------------------------------- networks that adapt to their input
+
+
+@pytest.fixture(scope="module")
+def adaptive():
+    """The page of a run with gates and branches."""
+    parent, small = record().models
+    return render(
+        light(steps=(gated_step(), routed_step()), models=(parent, small.model_copy(update={"macs_worst": 44_700_000})))
+    )
+
+
+def test_gates_that_do_not_look_are_called_static(adaptive):
+    text = section(adaptive, "dynamic")
+    assert "1 of 2 gates do not look at their input" in text
+    rows = {
+        cells[0]: cells for cells in (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in adaptive.split("<tr")) if cells
+    }
+    verdict = {path: text_of(rows[path][1]).strip() for path in ("conv1", "conv2")}
+    assert verdict == {"conv1": "dynamic", "conv2": "static"}
+    assert "MACs saved, estimated 40.0 % MACs saved, realised 36.0 %" in text.replace("\u00a0", " ")
+    assert "stem.depthwise a depthwise convolution that no gated one feeds" in text
+
+
+def test_the_class_map_has_a_cell_for_every_pair(adaptive):
+    figures = gated_step().figures["diversity"]["classes"]
+    (plot,) = re.findall(r"<svg[^>]*off the diagonal.*?</svg>", adaptive, flags=re.DOTALL)
+    numbers = re.findall(r">(\d+)</text>", plot)
+    assert sorted(map(int, numbers)) == sorted(round(100 * value) for row in figures for value in row)
+    apart = [value for i, row in enumerate(figures) for j, value in enumerate(row) if i != j]
+    assert f"between {min(apart):.2f} and {max(apart):.2f}" in plot
+    many = render(light(steps=(gated_step(samples=200, classes=50),)))
+    assert "The heat map of 50 classes is not drawn" in text_of(many)
+
+
+def test_branches_are_shown_with_the_way_between_them(adaptive):
+    text = section(adaptive, "dynamic")
+    assert "expected 11.6 M, at most 44.7 M" in text.replace("\u00a0", " ")
+    assert "Thresholds 0.9761, 0.8127" in text
+    assert "chosen: 93.70 % at 37.0 %" in adaptive
+    assert "61.3" in text
+    assert "0.898" in text
+    assert "on average over test samples, 44.7 M at most" in text_of(adaptive).replace("\u00a0", " ")
+
+
+def test_a_run_without_gates_has_no_such_part(whole):
+    assert 'id="dynamic"' not in whole[1]
+    assert "#dynamic" not in whole[1]
