@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Nature = Literal["gated", "routed", "plain"]
 FORMATS = {"gathered": ("onnx",)}
 """The formats that can hold a mode, where not all can."""
+WHY_NOT = (
+    "a convolution whose weights are picked at run time runs in ONNX Runtime alone (OpenVINO does not compile it, LiteRT runs it "
+    "slower than the dense one, it is not written for Core ML)"
+)
 
 MODES = {
     "masked": "the gates' masks multiply; every layer is computed whole (the reference: never faster)",
@@ -78,10 +82,16 @@ def check_mode(mode: str, bundle: Bundle, formats: Sequence[str]) -> None:
     able = FORMATS.get(mode)
     if able and (unable := [name for name in formats if name not in able]):
         raise UserError(
-            f"--dynamic {mode} cannot be written as {', '.join(unable)}: a convolution whose weights are picked at run time runs "
-            "in ONNX Runtime alone (OpenVINO does not compile it, LiteRT runs it slower than the dense one, it is not written for Core ML)",
+            f"--dynamic {mode} cannot be written as {', '.join(unable)}: {WHY_NOT}",
             hint=f"--to {','.join(able)}, or --dynamic routed, which every format holds",
         )
+
+
+def left_out(bundle: Bundle, formats: Sequence[str]) -> list[str]:
+    """What `auto` does not try, a sentence for each format and mode, with the reason."""
+    if nature(bundle) != "gated":
+        return []
+    return [f"{name} {mode}: left out: {WHY_NOT}" for mode, able in FORMATS.items() for name in formats if name not in able]
 
 
 def formed(bundle: Bundle, mode: str, task: Task | None, stack: ExitStack, *, seed: int) -> Form:

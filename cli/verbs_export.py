@@ -46,7 +46,7 @@ def export(
     force: Force = False,
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
-    from .dynamic import check_mode, fastest, formed
+    from .dynamic import check_mode, fastest, formed, left_out
     from .export.convert import convert, file_source, plan_formats
     from .loading import open_network
     from .models.errors import UserError
@@ -72,6 +72,8 @@ def export(
                 bundle = step.bundle
             if dynamic == "auto":
                 own = require_task(task, "--dynamic auto")
+                for sentence in left_out(bundle, list(dict.fromkeys(name for name, _ in pairs))):
+                    output.say(sentence)
                 made = fastest(bundle, pairs, out, task=own, label=label, seed=selection.seed, force=force, on_trial=say_trial)
             else:
                 if dynamic is not None:

@@ -145,6 +145,8 @@ def test_auto_measures_the_forms_and_keeps_one_that_is_proven(cli, gated, tmp_pa
         artifact = load_artifact(tmp_path / "a" / f"{name}-fp32")
         assert artifact.parity.ok
         assert artifact.name.split("-")[1] == min(times, key=times.get)
+    assert "tflite gathered: left out: a convolution whose weights are picked at run time" in out
+    assert "onnx gathered: left out" not in out
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["onnx-fp32", "tflite-fp32"]  # nothing else is left
 
 
