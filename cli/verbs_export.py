@@ -14,7 +14,7 @@ from .options import Force, Limit, Out, Precision, Seed, Selection, To, listed, 
 
 if TYPE_CHECKING:
     from .compress.apply import StepDone
-    from .devices.measurement import ProfileResult
+    from .devices.measurement import Measurement, ProfileResult
     from .dynamic import Trial
     from .export.convert import Converted
 
@@ -214,6 +214,12 @@ def profile(
     output.result(result.model_dump(mode="json"))
 
 
+def input_spread(m: Measurement) -> str:
+    """How the latency of an adaptive network is spread over its inputs, in words."""
+    p50, p99 = m.input_percentile_ms(50), m.input_percentile_ms(99)
+    return f"over {len(m.inputs_ns)} real inputs, one by one: median {p50:.3f} ms, p99 {p99:.3f} ms; the times above are their mean"
+
+
 def say_profile(result: ProfileResult) -> None:
     """Latencies and comparisons as tables, then what was left out and why."""
     narrow = shutil.get_terminal_size((100, 24)).columns < 80
@@ -223,6 +229,9 @@ def say_profile(result: ProfileResult) -> None:
         rows.append(row[:5] if narrow else row)
     columns = ("runtime", "artifact", ">p50 ms", ">p90 ms", ">p99 ms", ">samples")
     output.table("", columns[:5] if narrow else columns, rows)
+    for m in result.measurements:
+        if m.inputs_ns:
+            output.say(f"{m.label} on {m.runtime}: {input_spread(m)}")
     for c in result.comparisons:
         interval = f" [{c.low:.2f}, {c.high:.2f}]" if c.low is not None and c.high is not None else ""
         floor = f"noise floor {c.noise_floor:.1%}" if c.noise_floor is not None else "no noise floor"

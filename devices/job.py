@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,16 +19,20 @@ from .memory import peak_memory
 from .runtime import RejectedError, Runtime, RuntimeFacts, Session, require, runtimes
 from .timing import Call, Maker, Outcome, Plan, Timed, collector_off, measure, plan_of
 
+REPEATS = 7
+"""Calls on each input by itself."""
+
 
 @dataclass(frozen=True)
 class Ready:
-    """An artifact that may be timed. What `make` makes runs `cycle` inferences, the first of them on `inputs`."""
+    """An artifact that may be timed. What `make` makes runs `cycle` inferences, the first of them on `inputs`; `alone` times each."""
 
     item: Item
     artifact: Artifact
     inputs: dict[str, np.ndarray]
     cycle: int
     make: Maker
+    alone: Callable[[], tuple[float, ...]]
     verdict: Verdict
     load_ms: float
     first_ms: float
@@ -121,6 +125,7 @@ def _make_ready(item: Item, job: Job, *, runtime: Runtime, options: dict[str, st
         inputs=inputs,
         cycle=len(cycle),
         make=lambda: _bound(load(), cycle),
+        alone=lambda: _alone(load(), cycle) if len(cycle) > 1 else (),
         verdict=verdict,
         load_ms=(loaded - start) / 1e6,
         first_ms=(first - loaded) / 1e6,
@@ -157,6 +162,23 @@ def _bound(session: Session, cycle: list[dict[str, np.ndarray]]) -> Call:
     """A call that runs copies of the inputs, in turn."""
     copies = [{name: array.copy() for name, array in inputs.items()} for inputs in cycle]
     return session.bind(copies[0]) if len(copies) == 1 else session.cycle(copies)
+
+
+def _alone(session: Session, cycle: Sequence[dict[str, np.ndarray]]) -> tuple[float, ...]:
+    """Nanoseconds of every input by itself, the median of `REPEATS` calls after two that don't count."""
+    found = []
+    with collector_off():
+        for inputs in cycle:
+            call = session.cycle([inputs])
+            call()
+            call()
+            times = []
+            for _ in range(REPEATS):
+                start = time.perf_counter_ns()
+                call()
+                times.append(time.perf_counter_ns() - start)
+            found.append(float(np.median(times)))
+    return tuple(found)
 
 
 def _timed(
@@ -229,6 +251,7 @@ def _measurement(
         max_abs_error=verdict.max_abs_error,
         sqnr_db=verdict.sqnr_db,
         conditions=conditions(device, _told(entry), before=before, after=after),
+        inputs_ns=() if outcome.partial else entry.alone(),
     )
 
 

@@ -81,6 +81,9 @@ class Measurement(_Frozen):
     Percentiles and intervals are always computed from the samples; a file whose figures disagree with them is refused.
     `median_precision` is ±, relative, at 95 % confidence over the sittings; it and the interval are None below 6. `outputs_ok` is None
     when the artifact brought no golden outputs; `sqnr_db` None then too, or when the outputs are bit-identical.
+
+    A network that adapts to its input is timed on several real ones in turn: a sample is their mean, and `inputs_ns` has each
+    input's own time (the median of a few calls after the rounds); empty where there is one input.
     """
 
     label: str
@@ -106,6 +109,11 @@ class Measurement(_Frozen):
     max_abs_error: float | None
     sqnr_db: float | None
     conditions: Conditions
+    inputs_ns: tuple[float, ...] = ()
+
+    def input_percentile_ms(self, percent: float) -> float | None:
+        """A percentile over inputs in ms, None where all calls had the same one."""
+        return float(np.percentile(self.inputs_ns, percent)) / 1e6 if self.inputs_ns else None
 
     @property
     def rounds(self) -> int:

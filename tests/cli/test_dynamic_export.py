@@ -135,6 +135,20 @@ def test_routed_is_control_flow_with_its_threshold_as_an_input(cli, routed, tiny
     assert figures[0] == figures[1] == figures[2]
 
 
+def test_a_profile_tells_how_latency_is_spread_over_inputs(cli, routed, tmp_path):
+    assert cli("export", routed, "--to", "onnx,tflite", "-o", "a")[0] == 0
+    code, out, err = cli("profile", "a/onnx-fp32", "a/tflite-fp32", "--preset", "quick", "-o", "latency.json")
+    assert code == 0, err
+    measured = json.loads((tmp_path / "latency.json").read_text())["measurements"]
+    assert {m["runtime"] for m in measured} >= {"onnxruntime", "litert"}
+    for m in measured:
+        assert len(m["inputs_ns"]) == 64
+        assert min(m["inputs_ns"]) > 0
+        one = np.mean(m["inputs_ns"]) / np.mean(m["samples_ns"])
+        assert 0.2 < one < 5  # the same calls, one by one and in turn: no more can be said beside other work
+        assert f"p99 {np.percentile(m['inputs_ns'], 99) / 1e6:.3f} ms" in out
+
+
 def test_auto_measures_the_forms_and_keeps_one_that_is_proven(cli, gated, tmp_path):
     code, out, err = cli("export", gated, "--dynamic", "auto", "--to", "onnx,tflite", "-o", "a")
     assert code == 0, out + err
