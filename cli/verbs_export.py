@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .devices.measurement import Measurement, ProfileResult
     from .dynamic import Trial
     from .export.convert import Converted
+    from .latency_target import Target
+    from .models.bundle import Bundle
+    from .models.tasks.task import Task
 
 
 @selects
@@ -43,59 +46,85 @@ def export(
             "Default: as it is.",
         ),
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            "--max-latency",
+            help="Milliseconds that a routed network may take on average: its branches are timed here, and the thresholds "
+            "that are most accurate within it become the artifact's.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
-    from .dynamic import check_mode, fastest, formed, left_out
+    from .dynamic import fastest, left_out
     from .export.convert import convert, file_source, plan_formats
+    from .latency_target import export_within
     from .loading import open_network
-    from .models.errors import UserError
     from .workflow import export_bundle, require_task, shortened
 
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     if network.suffix == ".onnx":
-        for flag, value in (("--keep-features", keep_features), ("--dynamic", dynamic)):
-            if value is not None:
-                raise UserError(f"{flag} wants a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
+        _refuse_on_file({"--keep-features": keep_features, "--dynamic": dynamic, "--max-latency": max_latency})
         made = convert(file_source(network), pairs, out, seed=selection.seed, force=force, on_artifact=say_artifact)
     else:
         with ExitStack() as stack:
             bundle, task = open_network(network, stack, selection)
             label = network.stem if network.is_file() else bundle.folder.resolve().name
-            origin, mode = {}, dynamic or ""
-            if dynamic is not None:
-                check_mode(dynamic, bundle, [name for name, _ in pairs])
+            origin = {}
+            _check_form(bundle, dynamic, max_latency, [name for name, _ in pairs])
             if keep_features is not None:
                 step = shortened(bundle, keep_features, task, stack, seed=selection.seed)
                 say_features(step)
                 origin = {"parent_hash": bundle.hash, "keep_features": str(step.figures["k"])}
                 bundle = step.bundle
+            settled: dict[str, Any] = {"label": label, "seed": selection.seed, "force": force}
             if dynamic == "auto":
                 own = require_task(task, "--dynamic auto")
                 for sentence in left_out(bundle, list(dict.fromkeys(name for name, _ in pairs))):
                     output.say(sentence)
-                made = fastest(bundle, pairs, out, task=own, label=label, seed=selection.seed, force=force, on_trial=say_trial)
+                made = fastest(bundle, pairs, out, task=own, on_trial=say_trial, **settled)
             else:
                 if dynamic is not None:
-                    form = formed(bundle, dynamic, task, stack, seed=selection.seed)
                     origin |= {"dynamic": dynamic, "parent_hash": bundle.hash}
-                    bundle = form.bundle
-                    for note in form.step.notes if form.step else ():
-                        output.say(f"   {note}")
-                made = export_bundle(
-                    bundle,
-                    pairs,
-                    out,
-                    task=task,
-                    label=label,
-                    origin=origin,
-                    seed=selection.seed,
-                    force=force,
-                    mode=mode,
-                    on_artifact=say_artifact,
-                )
+                    bundle = _in_form(bundle, dynamic, task, stack, seed=selection.seed)
+                settled |= {"origin": origin, "on_artifact": say_artifact}
+                if max_latency is not None:
+                    own = require_task(task, "--max-latency")
+                    made = export_within(bundle, pairs, out, max_ms=max_latency, task=own, on_found=say_target, **settled)
+                else:
+                    made = export_bundle(bundle, pairs, out, task=task, mode=dynamic or "", **settled)
     output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
     return 0 if all(c.ok for c in made) else 1
+
+
+def _refuse_on_file(options: dict[str, Any]) -> None:
+    """None, when no option was given that only a Bundle's network has a use for. Raises UserError."""
+    from .models.errors import UserError
+
+    if given := [flag for flag, value in options.items() if value is not None]:
+        raise UserError(f"{given[0]} wants a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
+
+
+def _check_form(bundle: Bundle, mode: str | None, max_latency: float | None, formats: list[str]) -> None:
+    """None, when the form and the latency that were asked for can be written to all formats. Raises UserError."""
+    from .dynamic import check_mode
+    from .latency_target import check_target
+
+    if mode is not None:
+        check_mode(mode, bundle, formats)
+    if max_latency is not None:
+        check_target(max_latency, bundle, mode, formats)
+
+
+def _in_form(bundle: Bundle, mode: str, task: Task | None, stack: ExitStack, *, seed: int) -> Bundle:
+    """`bundle` in the form of `mode`, with what its making has to say."""
+    from .dynamic import formed
+
+    form = formed(bundle, mode, task, stack, seed=seed)
+    for note in form.step.notes if form.step else ():
+        output.say(f"   {note}")
+    return form.bundle
 
 
 def say_features(step: StepDone) -> None:
@@ -111,6 +140,17 @@ def say_features(step: StepDone) -> None:
     )
     for note in step.notes:
         output.say(f"   {note}")
+
+
+def say_target(found: Target) -> None:
+    """What each way takes here, and the thresholds that keep the mean within the target."""
+    ways = ", ".join(f"{ms:.3f}" for ms in found.paths_ms)
+    shares = ", ".join(f"{share:.0%}" for share in found.shares)
+    output.say(
+        f"{found.format} {found.precision} on {found.runtime}: the ways to branches 1 to {len(found.paths_ms)} take {ways} ms; "
+        f"within {found.max_ms:g} ms: thresholds {', '.join(f'{t:.4f}' for t in found.thresholds)}, branches answer {shares}, "
+        f"{found.expected_ms:.3f} ms expected, validation accuracy {found.accuracy:.4f} (largest branch {found.reference:.4f})"
+    )
 
 
 def say_trial(trial: Trial) -> None:

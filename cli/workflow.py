@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,13 +187,17 @@ def export_bundle(
     seed: int = 0,
     force: bool = False,
     mode: str = "",
+    thresholds: Sequence[float] = (),
+    facts: Mapping[str, Any] | None = None,
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
     """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task.
 
     `origin` is noted in the artifacts beside the Bundle's hash. `mode` "gathered" writes a gated network in that form; a routed
-    Bundle becomes control flow.
+    Bundle becomes control flow, with `thresholds` in place of its own, if given, and `facts` beside what else is said of them.
     """
+    import torch
+
     from .export.convert import convert, module_source
 
     noted = {"bundle_hash": bundle.hash, **(origin or {})}
@@ -200,11 +205,17 @@ def export_bundle(
     make: Callable[..., Source] = module_source
     if bundle.plan.routes:
         from .export.dynamic.routed import routed_source as make
+
+        if thresholds:
+            buffers = dict(module.named_buffers())
+            buffers["thresholds"].copy_(torch.tensor(thresholds))
     elif mode == "gathered":
         from .export.dynamic.gathered import gathered_source
 
         make = partial(gathered_source, keep=_shares(module, task, seed)) if task else gathered_source
     source = make(module, bundle.contract, label=label, origin=noted, seed=seed)
+    if facts:
+        source = replace(source, dynamic={**source.dynamic, **facts})
     return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
 
 

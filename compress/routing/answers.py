@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from ...models.routed import RoutedNet, confidence
 from ..evaluation import evaluate
 from ..runtime import Runtime
 from .activity import batches, looking
+from .calibration import Observed
 
 if TYPE_CHECKING:
     from ...models.tasks.task import Split, Task
@@ -40,6 +42,11 @@ class Answers:
         """Whether each branch but the last is good enough, bool (N, K−1): it is right, or says what the parent says."""
         good = self.right if self.parent is None else self.right | (self.label == self.parent[:, None])
         return good[:, :-1]
+
+    def observed(self, paths: Sequence[float], dense: float) -> Observed:
+        """What thresholds are calibrated on, `paths` being what the way to each branch costs. Raises UserError for too few samples."""
+        scores = self.routed if self.routed is not None else self.confidence[:, :-1]
+        return Observed(scores.numpy(), self.right.numpy(), np.asarray(paths, dtype=np.float64), float(dense))
 
 
 @dataclass
@@ -80,6 +87,11 @@ def answers(
         torch.cat(seen.parent) if seen.parent else None,
         torch.cat(seen.targets),
     )
+
+
+def validation_answers(net: RoutedNet, task: Task, *, runtime: Runtime) -> Answers:
+    """Every branch's answer to all validation samples."""
+    return answers(net, task, range(len(task.samples("val"))), runtime=runtime, split="val")
 
 
 def branch_metrics(

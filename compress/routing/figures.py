@@ -112,7 +112,7 @@ def _point(at: Point) -> dict[str, Any]:
     return {
         "thresholds": list(at.thresholds),
         "accuracy": at.accuracy,
-        "mac_ratio": at.mac_ratio,
+        "mac_ratio": at.cost_ratio,
         "shares": list(at.shares),
         "error": at.error,
     }

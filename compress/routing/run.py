@@ -20,9 +20,9 @@ from ..method import Context, Result
 from ..sampling import derived_seed
 from ..train import History, evaluate, fit, runtime_for
 from .activity import Activity, positions_of
-from .answers import answers, branch_metrics
+from .answers import answers, branch_metrics, validation_answers
 from .branches import Cutter
-from .calibration import MIN_SAMPLES, Curve, Observed, Point, curve, thresholds_for
+from .calibration import MIN_SAMPLES, Curve, Point, curve, thresholds_for
 from .clusters import Clusters, find_clusters
 from .cost import RouteCost, route_cost
 from .figures import Findings, figures_of, notes_of
@@ -355,12 +355,8 @@ class Run:
         """The network's thresholds set from all validation samples; the branches' answers, the curve, and the point chosen on it."""
         if net.spec.rule == "cluster":
             return None, None, None
-        import numpy as np
-
-        everything = range(len(self.task.samples("val")))
-        said = answers(net, self.task, everything, runtime=self.runtime, split="val")
-        scores = said.routed if said.routed is not None else said.confidence[:, :-1]
-        found = curve(Observed(scores.numpy(), said.right.numpy(), np.asarray(cost.paths, dtype=np.float64), float(dense)))
+        said = validation_answers(net, self.task, runtime=self.runtime)
+        found = curve(said.observed(cost.paths, dense))
         config = self.config
         if config.target_mac_ratio is not None:
             chosen = thresholds_for(found, target_mac_ratio=config.target_mac_ratio)

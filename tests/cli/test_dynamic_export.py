@@ -9,6 +9,7 @@ import torch
 from trimtab.app import main
 from trimtab.export.artifact import load_artifact
 from trimtab.export.parity import GATES_DB
+from trimtab.loading import open_task
 from trimtab.models.bundle import load_bundle
 from trimtab.models.routed import RoutedNet
 
@@ -162,6 +163,54 @@ def test_auto_measures_the_forms_and_keeps_one_that_is_proven(cli, gated, tmp_pa
     assert "tflite gathered: left out: a convolution whose weights are picked at run time" in out
     assert "onnx gathered: left out" not in out
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["onnx-fp32", "tflite-fp32"]  # nothing else is left
+
+
+def test_thresholds_keep_a_mean_latency(cli, routed, tiny_npz, tmp_path):
+    def target(ms, folder, to="onnx"):
+        code, out, err = cli("export", routed, "--to", to, "--max-latency", ms, "-o", folder)
+        assert code == 0, out + err
+        found = [load_artifact(path) for path in sorted((tmp_path / folder).iterdir())]
+        for artifact in found:
+            said = artifact.dynamic["latency_target"]
+            assert artifact.parity.ok
+            assert artifact.contract.inputs[1].default == pytest.approx(said["thresholds"])
+            assert artifact.dynamic["thresholds"] == pytest.approx(said["thresholds"])
+            assert said["expected_ms"] <= said["max_ms"] == ms
+            mean = sum(s * t for s, t in zip(said["shares"], said["paths_ms"], strict=True))
+            assert said["expected_ms"] == pytest.approx(mean)
+            assert f"thresholds {said['thresholds'][0]:.4f}" in out
+        return [artifact.dynamic["latency_target"] for artifact in found]
+
+    ample = target(1000, "ample", "onnx,tflite")
+    assert [t["runtime"] for t in ample] == ["onnxruntime", "litert"]
+    small, whole = ample[0]["paths_ms"]
+    assert 0 < small < whole  # a cascade's second way holds the first
+    # time for everything: the most accurate thresholds of all
+    assert all(t["accuracy"] >= t["reference"] for t in ample)
+    # hardly more time than the small branch takes: it answers nearly everything, whatever this moment's speed
+    tight = target(small + 0.3 * (whole - small), "tight")[0]
+    assert tight["shares"][0] >= ample[0]["shares"][0]
+    assert tight["accuracy"] <= ample[0]["accuracy"]
+    # the artifact's own figure is the network's with these thresholds
+    out = cli("evaluate", "tight/onnx-fp32", "--data", f"npz:{tiny_npz}", "--json")[1]
+    net = load_bundle(routed).module()
+    net.thresholds.copy_(torch.tensor(tight["thresholds"]))
+    task = open_task("classification", {"data": f"npz:{tiny_npz}"})
+    assert json.loads(out)["accuracy"] == pytest.approx(task.evaluate(net.eval(), "test")["accuracy"])
+
+
+def test_a_latency_that_can_t_be_kept_is_refused(cli, plain, gated, routed, tmp_path):
+    for bundle, options, message in (
+        (routed, ["--to", "onnx", "--max-latency", "0.0001"], "ms is the least, with the smallest branch for every sample"),
+        (routed, ["--to", "onnx", "--max-latency", "0"], "--max-latency 0 is not a time"),
+        (routed, ["--to", "onnx", "--max-latency", "nan"], "--max-latency nan is not a time"),
+        (routed, ["--to", "coreml", "--max-latency", "1"], "--max-latency times the artifact here, and it can't be for coreml"),
+        (plain, ["--to", "onnx", "--max-latency", "1"], "and plain has no branches\n  → write --dynamic routed"),
+        (gated, ["--to", "onnx", "--dynamic", "masked", "--max-latency", "1"], "and --dynamic masked was asked"),
+    ):
+        code, _, err = cli("export", bundle, *options, "-o", "x")
+        assert (code, message in " ".join(err.split("\n")) or message in err) == (2, True), err
+    assert not (tmp_path / "x").exists()
 
 
 # ---------------------------------------------------------------- what is refused

@@ -42,10 +42,10 @@ def test_with_two_branches_the_curve_is_the_exact_front(seed):
     all_points = [outcome(seen, t) for t in every_threshold(seen)]
     found = curve(seen)
     for at in found.points:
-        assert (at.accuracy, at.macs_mean) == pytest.approx(outcome(seen, at.thresholds))
-        assert not any(a > at.accuracy + 1e-9 and m <= at.macs_mean + 1e-9 for a, m in all_points)
+        assert (at.accuracy, at.cost) == pytest.approx(outcome(seen, at.thresholds))
+        assert not any(a > at.accuracy + 1e-9 and m <= at.cost + 1e-9 for a, m in all_points)
     for accuracy, macs in all_points:  # nothing that could be had is missing
-        assert any(p.accuracy >= accuracy - 1e-9 and p.macs_mean <= macs + 1e-9 for p in found.points)
+        assert any(p.accuracy >= accuracy - 1e-9 and p.cost <= macs + 1e-9 for p in found.points)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,7 +56,7 @@ def test_with_three_branches_the_corners_of_the_front_are_found(seed):
     found = curve(seen)
     for price in (0.005, 0.02, 0.05):
         best = max(a - price * m for a, m in all_points)
-        ours = max(p.accuracy - price * p.macs_mean for p in found.points)
+        ours = max(p.accuracy - price * p.cost for p in found.points)
         assert ours >= best - 1 / len(seen.scores)  # within one sample
 
 
@@ -70,8 +70,8 @@ def test_the_first_branch_whose_score_reaches_its_threshold_answers():
 def test_a_point_knows_its_own_figures():
     seen = observed(3)
     at = point(seen, (0.5, 0.5))
-    assert (at.accuracy, at.macs_mean) == pytest.approx(outcome(seen, (0.5, 0.5)))
-    assert at.mac_ratio == pytest.approx(at.macs_mean / 10)
+    assert (at.accuracy, at.cost) == pytest.approx(outcome(seen, (0.5, 0.5)))
+    assert at.cost_ratio == pytest.approx(at.cost / 10)
     assert sum(at.shares) == pytest.approx(1)
     assert at.error > 0
 
@@ -80,15 +80,15 @@ def test_targets_choose_the_cheapest_or_the_most_accurate():
     found = curve(observed(3, samples=200))
     by_drop = thresholds_for(found, max_accuracy_drop=0.05)
     assert by_drop.accuracy >= found.reference - 0.05
-    assert all(p.accuracy < found.reference - 0.05 for p in found.points if p.macs_mean < by_drop.macs_mean)
+    assert all(p.accuracy < found.reference - 0.05 for p in found.points if p.cost < by_drop.cost)
     by_macs = thresholds_for(found, target_mac_ratio=0.5)
-    assert by_macs.mac_ratio <= 0.5
-    assert all(p.mac_ratio > 0.5 for p in found.points if p.accuracy > by_macs.accuracy)
+    assert by_macs.cost_ratio <= 0.5
+    assert all(p.cost_ratio > 0.5 for p in found.points if p.accuracy > by_macs.accuracy)
 
 
 def test_targets_out_of_reach_name_the_nearest():
     found = curve(observed(3))
-    least = f"{found.points[0].mac_ratio:.4f}"
+    least = f"{found.points[0].cost_ratio:.4f}"
     with pytest.raises(UserError, match=rf"MAC ratio of 0.01 can't be reached: the least is {least}"):
         thresholds_for(found, target_mac_ratio=0.01)
     with pytest.raises(UserError, match=r"accuracy of 0.9999 can't be reached: the highest on 40 validation samples"):
