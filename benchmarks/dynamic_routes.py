@@ -21,11 +21,14 @@ from trimtab.compress.train import Runtime, evaluate
 from trimtab.models.tasks.task import Task
 
 STATIC = (0.1, 0.2, 0.35, 0.5)
+BY_LAYER = ", cut by layer"
+"""Arms whose layers all lose the same share of their channels; the others' channels are ranked across the network."""
 TARGETS = (0.15, 0.2, 0.25, 0.35, 0.5)
 ROUTES: dict[str, dict[str, Any]] = {
     "cascade": {},
     "cascade, channels by activity": {"importance": "activity"},
     "cascade, nested": {"nested": True},
+    "cascade, nested, cut by layer": {"nested": True, "scope": "layer"},
     "router": {"rule": "router"},
     "router by mass": {"rule": "router", "signal": "mass"},
     "4 clusters of masks": {"by": "masks", "clusters": 4, "ratio": 0.35},
@@ -37,7 +40,8 @@ def steps_of(arm: str) -> list[dict[str, Any]]:
     """The recipe of an arm; every network in it is taught by the dense one for the same number of passes."""
     train = {**COMMON, "epochs": EPOCHS}
     if arm.startswith("static"):
-        cut = {"kind": "structured", "mac_ratio": float(arm.split()[1]), "round_to": 4}
+        scope = "layer" if arm.endswith(BY_LAYER) else "global"
+        cut = {"kind": "structured", "mac_ratio": float(arm.removesuffix(BY_LAYER).split()[1]), "round_to": 4, "scope": scope}
         return [cut, {"kind": "distill", "cache_teacher": False, **train}]
     sizes = {} if "by" in ROUTES[arm] else {"ratios": [0.1, 0.35, 1.0]}
     return [{"kind": "route", **sizes, **ROUTES[arm], **train}]
@@ -74,7 +78,7 @@ def routes_claim(net: str, seeds: int) -> None:
         "training": {**COMMON, "epochs": EPOCHS},
         "routes": ROUTES,
     }
-    arms = [*(f"static {ratio:g}" for ratio in STATIC), *ROUTES]
+    arms = [*(f"static {ratio:g}{scope}" for scope in ("", BY_LAYER) for ratio in STATIC), *ROUTES]
 
     def trial(arm: str, seed: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
