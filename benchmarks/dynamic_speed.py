@@ -62,11 +62,11 @@ def recipes() -> dict[str, list[dict[str, Any]]]:
     forms: dict[str, list[dict[str, Any]]] = {
         "gated": [gated],
         "static, average mask": [gated | half, {"kind": "static-average"}, TAUGHT | half],
-        "routed": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], **TRAIN}],
-        "routed nested": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], "nested": True, **TRAIN}],
+        "routed": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], "scope": "layer", **TRAIN}],
+        "routed nested": [{"kind": "route", "ratios": [0.1, 0.35, 1.0], "nested": True, "scope": "layer", **TRAIN}],
     }
     for ratio in STATIC:
-        forms[f"static {ratio:g}"] = [{"kind": "structured", "mac_ratio": ratio, "round_to": 4}, TAUGHT]
+        forms[f"static {ratio:g}"] = [{"kind": "structured", "mac_ratio": ratio, "round_to": 4, "scope": "layer"}, TAUGHT]
     return forms
 
 
