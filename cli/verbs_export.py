@@ -54,9 +54,12 @@ def export(
             "that are most accurate within it become the artifact's.",
         ),
     ] = None,
+    calibrate: Annotated[
+        int, typer.Option("--calibrate", min=16, help="Training samples that the ranges of int8 are taken from.")
+    ] = 128,
     force: Force = False,
 ) -> int:
-    """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, or it is rejected (exit 1)."""
+    """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, int8 25 dB, or it is rejected (exit 1)."""
     from .dynamic import fastest, left_out
     from .export.convert import convert, file_source, plan_formats
     from .latency_target import export_within
@@ -93,7 +96,7 @@ def export(
                     own = require_task(task, "--max-latency")
                     made = export_within(bundle, pairs, out, max_ms=max_latency, task=own, on_found=say_target, **settled)
                 else:
-                    made = export_bundle(bundle, pairs, out, task=task, mode=dynamic or "", **settled)
+                    made = export_bundle(bundle, pairs, out, task=task, mode=dynamic or "", calibrate=calibrate, **settled)
     output.result([{"folder": str(c.folder), **c.artifact.model_dump(mode="json")} for c in made])
     return 0 if all(c.ok for c in made) else 1
 

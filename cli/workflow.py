@@ -189,12 +189,14 @@ def export_bundle(
     mode: str = "",
     thresholds: Sequence[float] = (),
     facts: Mapping[str, Any] | None = None,
+    calibrate: int = 128,
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
     """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task.
 
     `origin` is noted in the artifacts beside the Bundle's hash. `mode` "gathered" writes a gated network in that form; a routed
     Bundle becomes control flow, with `thresholds` in place of its own, if given, and `facts` beside what else is said of them.
+    Integer ranges are taken from the first `calibrate` training samples.
     """
     import torch
 
@@ -216,7 +218,16 @@ def export_bundle(
     source = make(module, bundle.contract, label=label, origin=noted, seed=seed)
     if facts:
         source = replace(source, dynamic={**source.dynamic, **facts})
-    return convert(source, pairs, out, real=real_samples(task), seed=seed, force=force, on_artifact=on_artifact)
+    return convert(
+        source,
+        pairs,
+        out,
+        real=real_samples(task),
+        calibration=calibration_samples(task, pairs, calibrate),
+        seed=seed,
+        force=force,
+        on_artifact=on_artifact,
+    )
 
 
 def _shares(module: nn.Module, task: Task, seed: int, images: int = 512) -> dict[str, float]:
@@ -250,6 +261,19 @@ def real_samples(task: Task | None, count: int = 64) -> np.ndarray | None:
     if len(samples) < 8:
         return None
     return task.inputs(samples.__getitems__(range(min(count, len(samples))))).numpy()
+
+
+def calibration_samples(task: Task | None, pairs: Sequence[tuple[str, str]], count: int) -> np.ndarray | None:
+    """`count` training samples as network inputs (N, C, H, W), spread over the split; None where no pair wants them, or no task is."""
+    import numpy as np
+
+    from .export.exporter import exporters
+
+    if task is None or not any(precision in exporters.entry(name).card.calibrated for name, precision in pairs):
+        return None
+    samples = task.samples("train")
+    picked = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
+    return task.inputs(samples.__getitems__(picked.tolist())).numpy()
 
 
 def require_task(task: Task | None, verb: str) -> Task:

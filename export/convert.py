@@ -15,6 +15,7 @@ from ..models import files
 from ..models.contract import Contract
 from ..models.errors import UserError
 from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact
+from .calibration import calibration_feeds
 from .choices import POOL, clearest, mix, telling, unproven
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, exporters
 from .parity import Probe, judge, probes, relayout
@@ -138,13 +139,15 @@ def convert(
     out: Path,
     *,
     real: np.ndarray | None = None,
+    calibration: np.ndarray | None = None,
     seed: int = 0,
     force: bool = False,
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
     """One artifact per (format, precision) under `out/<format>-<precision>/`, each with its parity verdict.
 
-    `real`: at least eight normalised samples (N, …) to judge on; without, seeded random inputs.
+    `real`: at least eight normalised samples (N, …) to judge on; without, seeded random inputs. `calibration`: at least sixteen
+    others, that integer ranges are taken from; UserError where a precision wants them and they are missing or say nothing.
     An artifact that fails parity lies in `<format>-<precision>.rejected/` instead.
     """
     for name, precision in pairs:
@@ -154,6 +157,8 @@ def convert(
                 f"{card.title} is made from a torch module, and {source.label} is an ONNX file",
                 hint="export the Bundle instead, or --to onnx,tflite",
             )
+        if precision in card.calibrated:
+            calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
     pool = real
     if source.branch:
@@ -166,14 +171,22 @@ def convert(
     source = replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found)))
     made = []
     for name, precision in pairs:
-        converted = _one(source, name, precision, out, found, real)
+        converted = _one(source, name, precision, out, found, real, calibration)
         made.append(converted)
         if on_artifact:
             on_artifact(converted)
     return made
 
 
-def _one(source: Source, name: str, precision: str, out: Path, found: list[Probe], real: np.ndarray | None) -> Converted:
+def _one(
+    source: Source,
+    name: str,
+    precision: str,
+    out: Path,
+    found: list[Probe],
+    real: np.ndarray | None,
+    calibration: np.ndarray | None,
+) -> Converted:
     import onnx
 
     entry = exporters.entry(name)
@@ -185,7 +198,11 @@ def _one(source: Source, name: str, precision: str, out: Path, found: list[Probe
         path = work / f"model{entry.card.suffix}"
         graph = onnx.ModelProto()
         graph.CopyFrom(source.graph)
-        exported = entry.value.export(ExportRequest(source.contract, precision, path, graph=graph, module=source.module))
+        feeds: tuple[Mapping[str, np.ndarray], ...] = ()
+        if precision in entry.card.calibrated:
+            feeds = calibration_feeds(source.contract, calibration, what=f"{entry.card.title} {precision}")
+        request = ExportRequest(source.contract, precision, path, graph=graph, module=source.module, calibration=feeds)
+        exported = entry.value.export(request)
         artifact = _judged(
             source,
             entry.card,

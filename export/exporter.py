@@ -25,7 +25,10 @@ Runner = Callable[[Tensors], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class ExporterCard:
-    """What a format can do, readable without importing its packages. A precision maps to "" or to the reason why not."""
+    """What a format can do, readable without importing its packages. A precision maps to "" or to the reason why not.
+
+    `calibrated` names the precisions whose ranges are taken from real inputs.
+    """
 
     title: str
     suffix: str
@@ -35,6 +38,7 @@ class ExporterCard:
     packages: tuple[str, ...]
     extra: str
     runtimes: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()
 
     def missing(self) -> tuple[str, ...]:
         """The importable packages that this format needs and that are not installed."""
@@ -55,7 +59,8 @@ class ExporterCard:
 class ExportRequest:
     """One export to do. `module` is in eval mode with BatchNorm folded; `graph` is the slimmed ONNX graph of the same function.
 
-    A user's own `.onnx` file comes with `module=None`.
+    A user's own `.onnx` file comes with `module=None`. `calibration` holds feeds of real inputs, in the contract's layout, for a
+    precision that wants them.
     """
 
     contract: Contract
@@ -64,6 +69,7 @@ class ExportRequest:
     graph: onnx.ModelProto | None = None
     module: nn.Module | None = None
     example: tuple[Any, ...] = ()
+    calibration: tuple[Tensors, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,15 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
     return onnxslim.slim(graph)
 
 
+def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in float16, its inputs and outputs in float32 as they were."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights below float16's least number: the parity gate judges what that does
+        return convert_float_to_float16(graph, keep_io_types=True)
+
+
 def load_graph(path: Path) -> onnx.ModelProto:
     """A user's own `.onnx` file, checked and slimmed. Raises UserError when it is missing or invalid."""
     import onnx
@@ -116,24 +125,35 @@ def _symbol(name: str, axis: int) -> str:
         title="ONNX",
         suffix=".onnx",
         source="onnx",
-        precisions={"fp32": "", "fp16": "half-precision ONNX is not written yet", "int8": "quantised ONNX is not written yet"},
+        precisions={"fp32": "", "fp16": "", "int8": ""},
         defaults=("fp32",),
         packages=("onnx", "onnxruntime", "onnxslim"),
         extra="onnx",
         runtimes=("onnxruntime", "openvino"),
+        calibrated=("int8",),
     ),
 )
 class OnnxExporter:
-    """Writes the slimmed graph; runs it in ONNX Runtime on the CPU with one thread."""
+    """Writes the slimmed graph; runs it in ONNX Runtime on the CPU with one thread.
+
+    "fp16" computes in half precision between float32 doors; "int8" is static QDQ (see `onnx_int8`).
+    """
 
     @staticmethod
     def export(request: ExportRequest) -> Exported:
-        """Facts about the `.onnx` file written at `request.out`."""
+        """Facts about the `.onnx` file written at `request.out`. Raises UserError for a graph that can't be quantised."""
         import onnx
 
         graph = request.graph
         if graph is None:
             raise ValueError("the ONNX exporter wants request.graph")
+        heard: list[str] = []
+        if request.precision == "fp16":
+            graph = _halved(graph)
+        elif request.precision == "int8":
+            from .onnx_int8 import quantised
+
+            graph, heard = quantised(graph, request.calibration)
         del graph.metadata_props[:]
         onnx.helper.set_model_props(graph, {"trimtab.contract": request.contract.model_dump_json()})
         onnx.save(graph, request.out)
@@ -142,6 +162,7 @@ class OnnxExporter:
             contract=request.contract,
             ops=dict(Counter(node.op_type for node in graph.graph.node).most_common()),
             spec_version=f"ONNX IR {graph.ir_version}, opset {opset}",
+            warnings=tuple(heard),
             evaluator=f"ONNX Runtime {version('onnxruntime')} (CPU)",
             tool_versions={name: version(name) for name in ("onnx", "onnxruntime", "onnxslim")},
         )
