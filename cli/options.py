@@ -41,7 +41,11 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that
 Device = Annotated[str, typer.Option("--device", help="Where training runs: auto, cpu, cuda, mps.")]
 To = Annotated[str, typer.Option("--to", help="Formats, comma-separated: onnx,tflite,coreml.")]
 Precision = Annotated[
-    str | None, typer.Option("--precision", help="Precisions, comma-separated: fp32,fp16,int8. Default: each format's own.")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Precisions, comma-separated: fp32, fp16, int8; int8-dynamic and int16x8 as TFLite. Default: each format's own.",
+    ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N test samples.")]
 

@@ -14,7 +14,7 @@ from ..models.contract import Contract, TensorSpec
 from .artifact import Parity, ParityCase
 from .exporter import Runner, Tensors
 
-GATES_DB = {"fp32": 90.0, "fp16": 45.0, "int8": 25.0}
+GATES_DB = {"fp32": 90.0, "fp16": 45.0, "int8": 25.0, "int8-dynamic": 25.0, "int16x8": 25.0}
 EXACT_DB = 200.0
 """Reported where the outputs are equal to the last bit; an infinite ratio is no number for a manifest."""
 MIN_INPUTS = 8

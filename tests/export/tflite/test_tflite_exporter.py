@@ -56,9 +56,9 @@ def test_the_module_imports_without_heavy_packages():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_an_unwritten_precision_is_refused_with_its_reason(tmp_path):
-    with pytest.raises(UserError, match=r"cannot be written as int8: .*\n.*use fp32"):
-        exporters.get("tflite").export(request(relu_model(), tmp_path / "m.tflite", precision="int8"))
+def test_an_unknown_precision_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(UserError, match=r"TFLite has no precision 'int4'\n.*one of fp32, fp16, int8, int8-dynamic, int16x8"):
+        exporters.get("tflite").export(request(relu_model(), tmp_path / "m.tflite", precision="int4"))
 
 
 def test_a_request_without_a_graph_is_refused(tmp_path):
