@@ -36,7 +36,7 @@ def quantised(graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]])
     ]:
         raise UserError(
             f"ONNX int8 of a network that decides ({', '.join(sorted(set(deciding)))}) can't be calibrated: not all of it runs",
-            hint="export fp32, or quantise the branches' own networks",
+            hint="export fp32 or fp16",
         )
     with tempfile.TemporaryDirectory(prefix="trimtab-") as work, _quietly():
         prepared, out = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"

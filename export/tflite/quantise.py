@@ -39,14 +39,14 @@ def quantised(data: bytes, precision: str, feeds: Sequence[Mapping[str, np.ndarr
     """`data` as "fp16" (weights alone), "int8-dynamic" (weights; activations while it runs), "int8" or "int16x8" (activations ×
     weights, ranges from `feeds`: inputs of the file, in its layout).
 
-    Raises UserError for a file that decides (its branches are not all run by the feeds), and where nothing became what was asked.
+    Raises UserError for a file that decides (`IF`: the quantiser reads one graph), and where nothing became what was asked.
     """
     from ai_edge_quantizer import quantizer
 
     if len(_read(data).subgraphs) > 1:
         raise UserError(
-            f"TFLite {precision} of a network that decides can't be made: its branches are not all run by the same inputs",
-            hint="export fp32, or export the branches' own networks",
+            f"TFLite {precision} of a network that decides can't be made: the quantiser does not follow IF",
+            hint="export fp32",
         )
     recipe = _recipe(precision)
     work = quantizer.Quantizer(data, recipe.get_quantization_recipe())
