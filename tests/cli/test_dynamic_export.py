@@ -315,3 +315,14 @@ def test_the_demonstration_routes_a_network_and_proves_it(cli, tmp_path):
     assert (code == 0) == (len(faster) >= 2)
     assert "dB, proven" in out
     assert 'id="dynamic"' in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_int8_from_the_command_line_is_calibrated_on_training_images(cli, plain, routed, tmp_path):
+    code, out, err = cli("export", plain, "--to", "onnx,tflite", "--precision", "int8", "--calibrate", "32", "-o", "a")
+    assert code == 0, out + err
+    for name in ("onnx", "tflite"):
+        artifact = load_artifact(tmp_path / "a" / f"{name}-int8")
+        assert artifact.parity.gate_db == GATES_DB["int8"]
+        assert artifact.parity.inputs == "real"
+    code, _, err = cli("export", routed, "--to", "onnx", "--precision", "int8", "-o", "b")
+    assert (code, "ONNX int8 of a network that decides (If)" in err) == (2, True), err

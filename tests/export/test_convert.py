@@ -141,7 +141,7 @@ def test_a_changed_artifact_is_refused(source, tmp_path):
     [
         (["onxx"], None, "unknown export format 'onxx'", "did you mean 'onnx'?"),
         (["onnx"], ["fp8"], "ONNX has no precision 'fp8'", "fp32"),
-        (["tflite"], ["int8"], "can.t be|cannot be written as int8", "use fp32"),
+        (["coreml"], ["int8"], "Core ML mlprogram cannot be written as int8", "use fp32, fp16"),
     ],
 )
 def test_what_a_format_can_t_hold_is_said_before_anything_runs(formats, precisions, message, hint):
