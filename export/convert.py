@@ -150,6 +150,7 @@ def convert(
     others, that integer ranges are taken from; UserError where a precision wants them and they are missing or say nothing.
     An artifact that fails parity lies in `<format>-<precision>.rejected/` instead.
     """
+    feeds: dict[tuple[str, str], tuple[Mapping[str, np.ndarray], ...]] = {}
     for name, precision in pairs:
         card = exporters.entry(name).card
         if card.source == "module" and source.module is None:
@@ -158,7 +159,7 @@ def convert(
                 hint="export the Bundle instead, or --to onnx,tflite",
             )
         if precision in card.calibrated:
-            calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
+            feeds[name, precision] = calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
     pool = real
     if source.branch:
@@ -171,7 +172,7 @@ def convert(
     source = replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found)))
     made = []
     for name, precision in pairs:
-        converted = _one(source, name, precision, out, found, real, calibration)
+        converted = _one(source, name, precision, out, found, real, feeds.get((name, precision), ()))
         made.append(converted)
         if on_artifact:
             on_artifact(converted)
@@ -185,7 +186,7 @@ def _one(
     out: Path,
     found: list[Probe],
     real: np.ndarray | None,
-    calibration: np.ndarray | None,
+    feeds: tuple[Mapping[str, np.ndarray], ...],
 ) -> Converted:
     import onnx
 
@@ -198,9 +199,6 @@ def _one(
         path = work / f"model{entry.card.suffix}"
         graph = onnx.ModelProto()
         graph.CopyFrom(source.graph)
-        feeds: tuple[Mapping[str, np.ndarray], ...] = ()
-        if precision in entry.card.calibrated:
-            feeds = calibration_feeds(source.contract, calibration, what=f"{entry.card.title} {precision}")
         request = ExportRequest(source.contract, precision, path, graph=graph, module=source.module, calibration=feeds)
         exported = entry.value.export(request)
         artifact = _judged(

@@ -1,6 +1,6 @@
 """ONNX int8: QDQ by ONNX Runtime's static quantiser, weights signed per channel, activations unsigned, ranges the samples' min and max.
 
-Unsigned activations lose nothing against signed ones and run up to three times as fast on x86; OpenVINO runs the same file in int8.
+Unsigned activations are what runs fast on x86; OpenVINO runs the same file in int8.
 """
 
 from __future__ import annotations

@@ -100,10 +100,14 @@ def relayout(value: np.ndarray, source: TensorSpec, target: TensorSpec) -> np.nd
     return np.ascontiguousarray(value.astype(target.dtype, copy=False))
 
 
+def inputs_in_layout(inputs: Tensors, *, module: Contract, artifact: Contract) -> dict[str, np.ndarray]:
+    """The artifact's inputs, in its layout and by its names, from inputs in the module's."""
+    return {t.name: relayout(inputs[s.name], s, t) for s, t in zip(module.inputs, artifact.inputs, strict=True)}
+
+
 def run_in_layout(runner: Runner, inputs: Tensors, *, module: Contract, artifact: Contract) -> dict[str, np.ndarray]:
     """The artifact's outputs in the module's layout for inputs in the module's layout."""
-    given = {t.name: relayout(inputs[s.name], s, t) for s, t in zip(module.inputs, artifact.inputs, strict=True)}
-    got = runner(given)
+    got = runner(inputs_in_layout(inputs, module=module, artifact=artifact))
     return {s.name: relayout(np.asarray(got[t.name]), t, s) for s, t in zip(module.outputs, artifact.outputs, strict=True)}
 
 

@@ -50,9 +50,10 @@ class TFLiteExporter:
         warnings: tuple[str, ...] = ()
         tools = ["ai-edge-litert", "flatbuffers"]
         if request.precision != "fp32":
+            from ..parity import inputs_in_layout
             from .quantise import quantised
 
-            feeds = [_laid(feed, request.contract, contract) for feed in request.calibration]
+            feeds = [inputs_in_layout(feed, module=request.contract, artifact=contract) for feed in request.calibration]
             made = quantised(data, request.precision, feeds)
             data, ops, warnings = made.data, made.ops, made.warnings
             tools.append("ai-edge-quantizer")
@@ -75,13 +76,6 @@ class TFLiteExporter:
 
 
 exporters.register("tflite", CARD)(TFLiteExporter())
-
-
-def _laid(feed: Tensors, source: Contract, target: Contract) -> dict[str, np.ndarray]:
-    """Inputs of the module as the file takes them."""
-    from ..parity import relayout
-
-    return {t.name: relayout(feed[s.name], s, t) for s, t in zip(source.inputs, target.inputs, strict=True)}
 
 
 def nhwc(contract: Contract) -> Contract:

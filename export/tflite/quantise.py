@@ -1,6 +1,6 @@
 """A float `.tflite` file in fewer bits, by ai-edge-quantizer: weights cast to float16, weights in int8, or integers throughout.
 
-Ranges of activations are the least and greatest value seen: the quantiser's own moving average loses 15 to 20 dB against them.
+Ranges of activations are the least and greatest value seen: the quantiser's own moving average forgets outliers.
 Inputs and outputs stay float32, with one QUANTIZE and one DEQUANTIZE inside.
 """
 
