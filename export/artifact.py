@@ -38,10 +38,27 @@ class ParityCase(BaseModel):
     branch: int | None = Field(default=None, exclude_if=_is_none)
 
 
+class MetricGate(BaseModel):
+    """The second gate of reduced precisions: the task's metric on real samples, against the torch module's on the same ones.
+
+    `drop` is how much worse the artifact is (below 0: better), `allowed` how much it may be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    samples: int = Field(ge=1)
+    reference: float
+    artifact: float
+    drop: float
+    allowed: float
+
+
 class Parity(BaseModel):
     """The verdict: does the artifact compute the same function as the torch module?
 
-    `sqnr_db` is the worst case's signal-to-quantisation-noise ratio, 10·log10(Σ ref² / Σ (out − ref)²) in dB.
+    `sqnr_db` is the worst case's signal-to-quantisation-noise ratio, 10·log10(Σ ref² / Σ (out − ref)²) in dB. Where it stays below the
+    gate of a reduced precision, the task's metric may decide: `metric` then says how.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +72,32 @@ class Parity(BaseModel):
     evaluator: str
     cases: tuple[ParityCase, ...] = Field(min_length=1)
     reason: str = ""
+    metric: MetricGate | None = Field(default=None, exclude_if=_is_none)
+
+
+class Unplaced(BaseModel):
+    """Operators of one kind that a delegate would leave to slower kernels, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    op: str
+    count: int = Field(ge=1)
+    reason: str
+
+
+class Audit(BaseModel):
+    """What converters do to a network unasked: layout moves, casts, float inside integers, and what delegates won't take.
+
+    `islands` counts, in an integer artifact, the operators by kind that compute in float. `delegates` has one entry per delegate that
+    was looked at (XNNPACK, Core ML, NNAPI …); an empty one takes everything.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transposes: int = Field(ge=0)
+    casts: int = Field(ge=0)
+    islands: dict[str, int] = {}
+    delegates: dict[str, tuple[Unplaced, ...]] = {}
 
 
 class Artifact(BaseModel):
@@ -75,6 +118,7 @@ class Artifact(BaseModel):
     contract: Contract
     spec_version: str
     ops: dict[str, int]
+    audit: Audit | None = None
     parity: Parity
     warnings: tuple[str, ...] = ()
     source: dict[str, str] = {}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..models.contract import Contract
-from ..models.errors import UserError
+from ..models.errors import UserError, did_you_mean
 from ..models.registry import Registry
+from .artifact import Audit
 
 if TYPE_CHECKING:
     import onnx
@@ -23,11 +25,19 @@ Runner = Callable[[Tensors], dict[str, np.ndarray]]
 """Runs the saved artifact: input arrays by name, in the artifact's own contract (layout, dtype) → output arrays by name."""
 
 
+class Options(BaseModel):
+    """What a format can be told beside its precision: `--set FORMAT.NAME=VALUE`. Formats with settings derive from it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 @dataclass(frozen=True)
 class ExporterCard:
     """What a format can do, readable without importing its packages. A precision maps to "" or to the reason why not.
 
-    `calibrated` names the precisions whose ranges are taken from real inputs.
+    `calibrated` names the precisions whose ranges are taken from real inputs. `free` says of "batch" and "size" (H and W) whether
+    they may be free, and `keeps_float` whether single layers of an integer artifact can be kept in float: "" or the reason why not.
+    `taps` says by what names the format's inner values can be read: of ONNX values, of torch modules, or not at all ("").
     """
 
     title: str
@@ -39,6 +49,26 @@ class ExporterCard:
     extra: str
     runtimes: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()
+    options: type[Options] = Options
+    free: Mapping[str, str] = field(default_factory=lambda: {"batch": "", "size": ""})
+    keeps_float: str = "its quantiser cannot leave single layers out"
+    taps: Literal["values", "modules", ""] = ""
+
+    def configured(self, given: Mapping[str, Any]) -> Options:
+        """The format's options with `given` in place of defaults. Raises UserError for unknown names and values."""
+        try:
+            return self.options.model_validate(dict(given))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                known = list(self.options.model_fields)
+                hint = did_you_mean(name, known) if known else f"{self.title} has no options"
+                raise UserError(f"{self.title} has no option {name!r}", hint=hint) from None
+            told = self.options.model_fields[name].description if name in self.options.model_fields else ""
+            raise UserError(
+                f"{self.title}: {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}", hint=told or "see --help"
+            ) from None
 
     def missing(self) -> tuple[str, ...]:
         """The importable packages that this format needs and that are not installed."""
@@ -60,7 +90,7 @@ class ExportRequest:
     """One export to do. `module` is in eval mode with BatchNorm folded; `graph` is the slimmed ONNX graph of the same function.
 
     A user's own `.onnx` file comes with `module=None`. `calibration` holds feeds of real inputs, in the contract's layout, for a
-    precision that wants them.
+    precision that wants them. `keep_float` names nodes of `graph` that an integer artifact computes in float all the same.
     """
 
     contract: Contract
@@ -70,6 +100,8 @@ class ExportRequest:
     module: nn.Module | None = None
     example: tuple[Any, ...] = ()
     calibration: tuple[Tensors, ...] = ()
+    options: Options = field(default_factory=Options)
+    keep_float: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -82,6 +114,7 @@ class Exported:
     warnings: tuple[str, ...] = ()
     evaluator: str = ""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
+    audit: Audit | None = None
 
 
 class Exporter(Protocol):
@@ -92,6 +125,14 @@ class Exporter(Protocol):
 
     def runner(self, path: Path, contract: Contract) -> Runner:
         """A function that evaluates the *saved* artifact in the format's own runtime (one thread)."""
+
+
+class Tapped(Protocol):
+    """An exporter whose card says `taps`: its artifacts show what they compute inside."""
+
+    def tapped(self, path: Path, contract: Contract) -> Runner:
+        """Runs the saved artifact; besides its outputs, every inner value that can be told, in float32, by the name of the ONNX
+        value or the path of the torch module ("layer1.0.conv1") that it belongs to; axes as they lie in the artifact."""
 
 
 exporters: Registry[Exporter, ExporterCard] = Registry(

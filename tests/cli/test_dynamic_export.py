@@ -8,7 +8,7 @@ import torch
 
 from trimtab.app import main
 from trimtab.export.artifact import load_artifact
-from trimtab.export.parity import GATES_DB
+from trimtab.export.parity import GATES_DB, gate_db
 from trimtab.loading import open_task
 from trimtab.models.bundle import load_bundle
 from trimtab.models.routed import RoutedNet
@@ -322,7 +322,7 @@ def test_int8_from_the_command_line_is_calibrated_on_training_images(cli, plain,
     assert code == 0, out + err
     for name in ("onnx", "tflite"):
         artifact = load_artifact(tmp_path / "a" / f"{name}-int8")
-        assert artifact.parity.gate_db == GATES_DB["int8"]
+        assert artifact.parity.gate_db == gate_db("int8")
         assert artifact.parity.inputs == "real"
     code, _, err = cli("export", routed, "--to", "onnx", "--precision", "int8", "-o", "b")
     assert (code, "ONNX int8 of a network that decides (If)" in err) == (2, True), err
