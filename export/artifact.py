@@ -103,7 +103,8 @@ class Audit(BaseModel):
 class Artifact(BaseModel):
     """An exported model: the manifest of the folder it lies in.
 
-    `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others.
+    `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others. `options` are
+    those that differ from the format's defaults, `kept_float` the nodes that compute in float in spite of the precision.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,6 +124,8 @@ class Artifact(BaseModel):
     warnings: tuple[str, ...] = ()
     source: dict[str, str] = {}
     dynamic: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    options: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    kept_float: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
     tool_versions: dict[str, str] = {}
 
     def path(self, folder: Path) -> Path:

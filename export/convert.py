@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..models import files
 from ..models.contract import Contract
 from ..models.errors import UserError
-from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact
+from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact, MetricGate, Parity
 from .calibration import calibration_feeds
 from .choices import POOL, clearest, mix, telling, unproven
-from .exporter import Exported, ExporterCard, ExportRequest, Runner, exporters
-from .parity import Probe, judge, probes, relayout
+from .exporter import Options, Runner, exporters
+from .making import Order, Product, make
+from .parity import GATES_DB, Probe, probes, relayout
+from .source import Source, file_source, module_source, torch_reference
+from .worker import Limits, Worker
 
-if TYPE_CHECKING:
-    import onnx
-    from torch import nn
+__all__ = [
+    "ConversionError",
+    "Converted",
+    "Limits",
+    "Score",
+    "Source",
+    "convert",
+    "file_source",
+    "module_source",
+    "plan_formats",
+    "torch_reference",
+]
 
 ROUNDED = (
     "gates switch on by the sign of a logit, and rounded to {precision} some decide otherwise: export fp32, static or routed"
 )
 
-
-@dataclass(frozen=True)
-class Source:
-    """A network to export: its contract, its reference function, and the forms that exporters read.
-
-    For one that adapts to its input: `dynamic` says how, `branch` tells which branch answers given inputs, and `settings` are
-    the values of inputs with a default that make each branch answer, one after the other; `margin` tells how far, in logits, the
-    nearest of all gates is from deciding otherwise.
-    """
-
-    label: str
-    contract: Contract
-    reference: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-    graph: onnx.ModelProto
-    module: nn.Module | None
-    origin: dict[str, str]
-    dynamic: dict[str, Any] = field(default_factory=dict)
-    branch: Callable[[Mapping[str, np.ndarray]], int] | None = None
-    settings: tuple[Mapping[str, np.ndarray], ...] = ()
-    margin: Callable[[Mapping[str, np.ndarray]], float] | None = None
-    warnings: tuple[str, ...] = ()
+Score = Callable[[Runner, Contract], MetricGate]
+"""The task's metric through a loaded artifact (its runner and contract), beside the torch module's."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,27 @@ class Converted:
     def ok(self) -> bool:
         """True when the parity gate was passed."""
         return self.artifact.parity.ok
+
+
+class ConversionError(UserError):
+    """Some formats could not be written at all. `made` holds the artifacts of the others, which are in their places, and
+    `failures` the error of each (format, precision)."""
+
+    def __init__(self, failures: Mapping[tuple[str, str], UserError], made: Sequence[Converted], asked: int) -> None:
+        self.failures, self.made = dict(failures), list(made)
+        errors = list(failures.values())
+        if asked == 1:
+            super().__init__(errors[0].what, hint=errors[0].hint, exit_code=errors[0].exit_code)
+            return
+        labelled = {" ".join(pair): str(error) for pair, error in failures.items()}
+        said = [text if text.startswith(label) else f"{label}: {text}" for label, text in labelled.items()]
+        lines = [f"\n{text}".replace("\n", "\n  ") for text in said]
+        written = ", ".join(f"{c.artifact.format} {c.artifact.precision}" for c in made)
+        super().__init__(
+            f"{len(errors)} of {asked} artifacts could not be written:{''.join(lines)}",
+            hint=f"{written} {'is' if len(made) == 1 else 'are'} in place" if made else "nothing was written",
+            exit_code=max(error.exit_code for error in errors) if all(e.exit_code == 2 for e in errors) else 1,
+        )
 
 
 def plan_formats(formats: Sequence[str], precisions: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -79,60 +95,6 @@ def plan_formats(formats: Sequence[str], precisions: Sequence[str] | None) -> li
     return list(dict.fromkeys(pairs))
 
 
-def module_source(
-    module: nn.Module, contract: Contract, *, label: str, origin: dict[str, str] | None = None, seed: int = 0
-) -> Source:
-    """A torch module as a Source: traced once to ONNX; the module itself is the reference."""
-    import torch
-
-    from .onnx import to_graph
-
-    module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
-    example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=seed).values())
-    graph = to_graph(module, contract, example)
-    return Source(
-        label, contract, torch_reference(module, contract), graph, module, origin or {}, margin=gate_margin(module, contract)
-    )
-
-
-def torch_reference(module: nn.Module, contract: Contract) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """A torch module as a function of named arrays, with the contract's names."""
-    import torch
-
-    from ..models.outputs import entries
-
-    def reference(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode():
-            returned = entries(module(*(torch.from_numpy(inputs[s.name]) for s in contract.inputs)))
-        return {spec.name: tensor.numpy() for spec, tensor in zip(contract.outputs, returned.values(), strict=True)}
-
-    return reference
-
-
-def gate_margin(module: nn.Module, contract: Contract) -> Callable[[Mapping[str, np.ndarray]], float] | None:
-    """How near to zero the gates' logits come for given inputs; None for a network without gates."""
-    from ..models.gates import gates_of
-
-    gates, reference = gates_of(module).values(), torch_reference(module, contract)
-    if not gates:
-        return None
-
-    def margin(inputs: Mapping[str, np.ndarray]) -> float:
-        reference(inputs)
-        return min(float(gate.logits.abs().min()) for gate in gates if gate.logits is not None)
-
-    return margin
-
-
-def file_source(path: Path) -> Source:
-    """A user's own `.onnx` file as a Source: the original file in ONNX Runtime is the reference."""
-    from .onnx import OnnxExporter, contract_of, load_graph
-
-    graph = load_graph(path)
-    contract = contract_of(graph)
-    return Source(path.stem, contract, OnnxExporter.runner(path, contract), graph, None, {"onnx_sha256": files.sha256(path)})
-
-
 def convert(
     source: Source,
     pairs: Sequence[tuple[str, str]],
@@ -142,25 +104,49 @@ def convert(
     calibration: np.ndarray | None = None,
     seed: int = 0,
     force: bool = False,
+    options: Mapping[str, Options] | None = None,
+    keep_float: Mapping[tuple[str, str], frozenset[str]] | None = None,
+    score: Score | None = None,
+    limits: Limits | None = None,
     on_artifact: Callable[[Converted], None] | None = None,
 ) -> list[Converted]:
-    """One artifact per (format, precision) under `out/<format>-<precision>/`, each with its parity verdict.
+    """One artifact per (format, precision) under `out/<format>-<precision>/`, each with its parity verdict, in this order.
 
     `real`: at least eight normalised samples (N, …) to judge on; without, seeded random inputs. `calibration`: at least sixteen
     others, that integer ranges are taken from; UserError where a precision wants them and they are missing or say nothing.
-    An artifact that fails parity lies in `<format>-<precision>.rejected/` instead.
+    `options` by format; `keep_float`: nodes of `source.graph` that stay in float, by pair. `score` decides on reduced precisions
+    whose SQNR is below the gate. With `limits` converters run in processes of their own, several formats at once; without, here.
+    An artifact that fails parity lies in `<format>-<precision>.rejected/` instead. Raises ConversionError when some could not be
+    written at all, after all others are done.
     """
-    feeds: dict[tuple[str, str], tuple[Mapping[str, np.ndarray], ...]] = {}
     for name, precision in pairs:
-        card = exporters.entry(name).card
-        if card.source == "module" and source.module is None:
-            raise UserError(
-                f"{card.title} is made from a torch module, and {source.label} is an ONNX file",
-                hint="export the Bundle instead, or --to onnx,tflite",
-            )
-        if precision in card.calibrated:
-            feeds[name, precision] = calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
+    source, found = _probed(source, real, seed)
+    orders = []
+    for name, precision in pairs:
+        orders.append(_order(source, name, precision, found, real, calibration, (options or {}).get(name)))
+        if keep_float and (name, precision) in keep_float:
+            orders[-1] = replace(orders[-1], keep_float=keep_float[name, precision])
+    out.mkdir(parents=True, exist_ok=True)
+    made: dict[tuple[str, str], Converted] = {}
+    failures: dict[tuple[str, str], UserError] = {}
+    with contextlib.closing(_products(orders, out, limits)) as products:
+        for order, product in products:
+            pair = (order.format, order.precision)
+            if isinstance(product, UserError):
+                failures[pair] = product
+                continue
+            made[pair] = _finished(source, order, product, out, real=real, score=score)
+            if on_artifact:
+                on_artifact(made[pair])
+    ready = [made[pair] for pair in pairs if pair in made]
+    if failures:
+        raise ConversionError({pair: failures[pair] for pair in pairs if pair in failures}, ready, len(pairs))
+    return ready
+
+
+def _probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source, tuple[Probe, ...]]:
+    """The probes that artifacts are judged on, and the source with what looking for them told."""
     pool = real
     if source.branch:
         pool = telling(source.contract, source.branch, real=real, seed=seed)
@@ -169,111 +155,151 @@ def convert(
     elif source.margin and real is not None:
         pool = clearest(source.contract, source.margin, real)
     found = probes(source.contract, source.reference, real=pool, seed=seed, settings=source.settings, branch=source.branch)
-    source = replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found)))
-    made = []
-    for name, precision in pairs:
-        converted = _one(source, name, precision, out, found, real, feeds.get((name, precision), ()))
-        made.append(converted)
-        if on_artifact:
-            on_artifact(converted)
-    return made
+    return replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found))), tuple(found)
 
 
-def _one(
+def _order(
     source: Source,
     name: str,
     precision: str,
-    out: Path,
-    found: list[Probe],
+    found: tuple[Probe, ...],
     real: np.ndarray | None,
-    feeds: tuple[Mapping[str, np.ndarray], ...],
-) -> Converted:
-    import onnx
-
-    entry = exporters.entry(name)
-    out.mkdir(parents=True, exist_ok=True)
-    work = out / f".{name}-{precision}.work"  # one left by a killed run goes now
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        path = work / f"model{entry.card.suffix}"
-        graph = onnx.ModelProto()
-        graph.CopyFrom(source.graph)
-        request = ExportRequest(source.contract, precision, path, graph=graph, module=source.module, calibration=feeds)
-        exported = entry.value.export(request)
-        artifact = _judged(
-            source,
-            entry.card,
-            entry.value.runner,
-            exported,
-            path,
-            found,
-            "random" if real is None else "real",
-            name=name,
-            precision=precision,
+    calibration: np.ndarray | None,
+    options: Options | None,
+) -> Order:
+    card = exporters.entry(name).card
+    if card.source == "module" and source.module is None:
+        raise UserError(
+            f"{card.title} is made from a torch module, and {source.label} is an ONNX file",
+            hint="export the Bundle instead, or --to onnx,tflite,openvino,mnn",
         )
-        _golden(work / GOLDEN, source.contract, artifact.contract, found[0])
-        if source.dynamic and real is not None:
-            _samples(work / SAMPLES, source.contract, artifact.contract, real)
-        files.write_json(work / MANIFEST, artifact.model_dump(mode="json"))
-        return Converted(_place(work, out / f"{name}-{precision}", ok=artifact.parity.ok), artifact)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _judged(
-    source: Source,
-    card: ExporterCard,
-    runner: Callable[[Path, Contract], Runner],
-    exported: Exported,
-    path: Path,
-    found: list[Probe],
-    inputs: Literal["real", "random"],
-    *,
-    name: str,
-    precision: str,
-) -> Artifact:
-    """The manifest of a freshly written file, with the verdict on the file as it was saved."""
-    run = _lazy(runner, path, exported.contract)
-    parity = judge(
-        run,
-        found,
-        module=source.contract,
-        artifact=exported.contract,
-        precision=precision,
-        inputs=inputs,
-        evaluator=exported.evaluator or card.title,
+    options = options if options is not None else card.options()
+    feeds = ()
+    if precision in card.calibrated:
+        feeds = calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
+    return Order(
+        name,
+        precision,
+        path=Path(f"model{card.suffix}"),
+        contract=source.contract,
+        graph=source.graph,
+        module=source.module if card.source == "module" or options.wants_module else None,
+        probes=found,
+        inputs="random" if real is None else "real",
+        options=options,
+        feeds=feeds,
+        doubt=ROUNDED.format(precision=precision) if source.margin and precision != "fp32" else "",
     )
-    if source.margin and precision != "fp32" and not parity.ok:
-        parity = parity.model_copy(update={"reason": f"{parity.reason}; {ROUNDED.format(precision=precision)}"})
+
+
+def _products(orders: Sequence[Order], out: Path, limits: Limits | None) -> Iterator[tuple[Order, Product | UserError]]:
+    """Every order, now with its path, and what came of it, as they are done. Work folders are gone when this is closed."""
+    placed = [replace(order, path=_work(out, order) / order.path) for order in orders]
+    for order in placed:
+        shutil.rmtree(order.path.parent, ignore_errors=True)  # one left by a killed run goes now
+        order.path.parent.mkdir(parents=True)
+    try:
+        if limits is None:
+            for order in placed:
+                yield order, _tried(make, order)
+        else:
+            yield from _in_lanes(placed, limits)
+    finally:
+        for order in placed:
+            shutil.rmtree(order.path.parent, ignore_errors=True)
+
+
+def _work(out: Path, order: Order) -> Path:
+    return out.absolute() / f".{order.format}-{order.precision}.work"
+
+
+def _tried(make_one: Callable[[Order], Product], order: Order) -> Product | UserError:
+    try:
+        return make_one(order)
+    except UserError as error:
+        return error
+
+
+def _in_lanes(orders: Sequence[Order], limits: Limits) -> Iterator[tuple[Order, Product | UserError]]:
+    """The orders of one format one after the other in a worker, `limits.jobs` formats at once."""
+    lanes: dict[str, list[Order]] = {}
+    for order in orders:
+        lanes.setdefault(order.format, []).append(order)
+    done: list[tuple[Order, Product | UserError]] = []
+
+    def lane(own: list[Order], worker: Worker) -> None:
+        for order in own:
+            done.append((order, _tried(worker.make, order)))
+
+    with contextlib.ExitStack() as stack:
+        # workers are stopped first when this is left early, so that the threads that wait for them end
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, limits.jobs)))
+        pending: set[Future[None]] = {
+            pool.submit(lane, own, stack.enter_context(Worker(limits))) for own in lanes.values()
+        }
+        try:
+            while pending or done:
+                while done:
+                    yield done.pop(0)
+                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _finished(
+    source: Source, order: Order, product: Product, out: Path, *, real: np.ndarray | None, score: Score | None
+) -> Converted:
+    """The artifact in its place, with its manifest, its golden output, and samples where its time depends on the input."""
+    parity = product.parity
+    if score and not parity.ok and order.precision not in GATES_DB and parity.max_abs_error is not None:
+        parity = _second_gate(order, product, score)
+    artifact = _manifest(source, order, product, parity)
+    work = order.path.parent
+    _golden(work / GOLDEN, source.contract, artifact.contract, order.probes[0])
+    if source.dynamic and real is not None:
+        _samples(work / SAMPLES, source.contract, artifact.contract, real)
+    files.write_json(work / MANIFEST, artifact.model_dump(mode="json"))
+    return Converted(_place(work, out / f"{order.format}-{order.precision}", ok=parity.ok), artifact)
+
+
+def _second_gate(order: Order, product: Product, score: Score) -> Parity:
+    """The verdict by the task's metric, for a reduced precision whose SQNR is below its gate."""
+    parity = product.parity
+    found = score(exporters.get(order.format).runner(order.path, product.exported.contract), product.exported.contract)
+    ok = found.drop <= found.allowed
+    shown = f"{found.name} {found.artifact:.4f}, the network's {found.reference:.4f}, over {found.samples} samples"
+    reason = (
+        f"judged by the metric: {shown}; the SQNR of {parity.sqnr_db:.1f} dB is below the gate of {parity.gate_db:g} dB"
+        if ok
+        else f"{parity.reason}; and {shown}: {found.drop:.4f} worse, {found.allowed:g} is allowed"
+    )
+    return parity.model_copy(update={"ok": ok, "metric": found, "reason": reason})
+
+
+def _manifest(source: Source, order: Order, product: Product, parity: Parity) -> Artifact:
+    exported, path = product.exported, order.path
     return Artifact(
-        name=f"{source.label}-{name}-{precision}",
-        format=name,
-        precision=precision,
+        name=f"{source.label}-{order.format}-{order.precision}",
+        format=order.format,
+        precision=order.precision,
         file=path.name,
         size_bytes=files.size_bytes(path),
         sha256=files.sha256(path),
         contract=exported.contract,
         spec_version=exported.spec_version,
         ops=dict(exported.ops),
+        audit=exported.audit,
         parity=parity,
         warnings=(*source.warnings, *exported.warnings),
         source=source.origin,
         dynamic=source.dynamic,
+        options=order.options.model_dump(mode="json", exclude_defaults=True),
+        kept_float=tuple(sorted(order.keep_float)),
         tool_versions=dict(exported.tool_versions),
     )
-
-
-def _lazy(runner: Callable[[Path, Contract], Runner], path: Path, contract: Contract) -> Runner:
-    """A runner that loads the artifact at its first call, so that a file its runtime rejects is a failed parity, not a crash."""
-    loaded: list[Runner] = []
-
-    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if not loaded:
-            loaded.append(runner(path, contract))
-        return loaded[0](inputs)
-
-    return run
 
 
 def _golden(path: Path, module: Contract, artifact: Contract, probe: Probe) -> None:

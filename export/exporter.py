@@ -30,6 +30,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def wants_module(self) -> bool:
+        """Whether a format that is written from the ONNX graph wants the torch module too."""
+        return False
+
 
 @dataclass(frozen=True)
 class ExporterCard:

@@ -52,7 +52,17 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
             hint="torch.onnx.export(..., dynamo=False) must accept it; a size that must be fixed can be fixed in the contract",
         ) from error
     graph = onnx.load_from_string(buffer.getvalue())
-    return onnxslim.slim(graph)
+    return named(onnxslim.slim(graph))
+
+
+def named(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, every node under a name of its own: nodes are spoken of by name when layers are kept in float or explained."""
+    taken: set[str] = set()
+    for number, node in enumerate(graph.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{number}" if not node.name else f"{node.name}_{number}"
+        taken.add(node.name)
+    return graph
 
 
 def _halved(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -78,7 +88,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
         raise UserError(
             f"{path} is not a valid ONNX model: {(str(error).splitlines() or [''])[0][:200]}", hint="export it again"
         ) from error
-    return onnxslim.slim(graph)
+    return named(onnxslim.slim(graph))
 
 
 def contract_of(graph: onnx.ModelProto) -> Contract:
@@ -131,6 +141,8 @@ def _symbol(name: str, axis: int) -> str:
         extra="onnx",
         runtimes=("onnxruntime", "openvino"),
         calibrated=("int8",),
+        keeps_float="",
+        taps="values",
     ),
 )
 class OnnxExporter:
@@ -153,7 +165,7 @@ class OnnxExporter:
         elif request.precision == "int8":
             from .onnx_int8 import quantised
 
-            graph, heard = quantised(graph, request.calibration)
+            graph, heard = quantised(graph, request.calibration, keep_float=request.keep_float)
         del graph.metadata_props[:]
         onnx.helper.set_model_props(graph, {"trimtab.contract": request.contract.model_dump_json()})
         onnx.save(graph, request.out)

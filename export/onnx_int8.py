@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..models.errors import UserError
+from ..models.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +22,14 @@ COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators that integers are asked for."""
 
 
-def quantised(graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[onnx.ModelProto, list[str]]:
-    """`graph` with quantise/dequantise pairs around what integers can compute, and warnings naming what stays in float.
+def quantised(
+    graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], *, keep_float: frozenset[str] = frozenset()
+) -> tuple[onnx.ModelProto, list[str]]:
+    """`graph` with quantise/dequantise pairs around what integers can compute, and warnings naming what stays in float: the nodes of
+    `keep_float`, and what can't be helped.
 
-    Raises UserError for a graph that decides (`If`, `Loop`: branches are not calibrated), and where nothing could be quantised.
+    Raises UserError for a graph that decides (`If`, `Loop`: branches are not calibrated), where nothing could be quantised, and for
+    names in `keep_float` that are no nodes of the graph.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -38,6 +42,7 @@ def quantised(graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]])
             f"ONNX int8 of a network that decides ({', '.join(sorted(set(deciding)))}) can't be calibrated: not all of it runs",
             hint="export fp32 or fp16",
         )
+    check_names(keep_float, graph)
     with tempfile.TemporaryDirectory(prefix="trimtab-") as work, _quietly():
         prepared, out = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"
         quant_pre_process(graph, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
@@ -50,6 +55,7 @@ def quantised(graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]])
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=sorted(keep_float),
         )
         made = onnx.load(out)
     integer, floating = _split(made)
@@ -64,6 +70,13 @@ def quantised(graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]])
             f"{len(floating)} of {len(floating) + len(integer)} convolutions and products stay in float: {', '.join(floating[:5])}"
         )
     return made, warnings
+
+
+def check_names(keep_float: frozenset[str], graph: onnx.ModelProto) -> None:
+    """None, when all names in `keep_float` are nodes of `graph`. Raises UserError for the first that is not."""
+    known = {node.name for node in graph.graph.node}
+    if unknown := sorted(keep_float - known):
+        raise UserError(f"{unknown[0]!r}, to be kept in float, is no node of the graph", hint=did_you_mean(unknown[0], known))
 
 
 def _split(model: onnx.ModelProto) -> tuple[list[str], list[str]]:

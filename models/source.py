@@ -94,6 +94,7 @@ def _factory(path: Path, name: str, *, beside: Path) -> Callable[..., Any]:
         raise UserError(f"{path} cannot be imported as Python", hint="give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    module.__dict__["__trimtab_beside__"] = str(beside)  # where another process finds what the file imports
     sys.path.insert(0, str(beside))
     try:
         spec.loader.exec_module(module)
