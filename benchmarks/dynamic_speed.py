@@ -30,10 +30,11 @@ from trimtab.devices.runtime import require, runtimes
 from trimtab.devices.timing import collector_off
 from trimtab.export.artifact import load_artifact
 from trimtab.export.parity import relayout
+from trimtab.exporting import Settings, export_bundle
 from trimtab.models import files
 from trimtab.models.bundle import Bundle
 from trimtab.models.tasks.task import Task
-from trimtab.workflow import channels_first, export_bundle
+from trimtab.scoring import channels_first
 
 IMAGES, EPOCHS = SCHEDULE.images and 2 * SCHEDULE.images, SCHEDULE.epochs
 TIMED, SITTINGS = 200, 8
@@ -93,7 +94,9 @@ def contenders(net: str, task: Task, folder: Path) -> list[Contender]:
 
 def _exported(name: str, bundle: Bundle, task: Task, folder: Path, *, mode: str = "", macs: float = 1.0) -> Contender:
     pairs = [("onnx", "fp32")] if mode == "gathered" else [("onnx", "fp32"), ("tflite", "fp32")]
-    made = export_bundle(bundle, pairs, folder / name.replace(" ", "-"), task=task, label=name, mode=mode, force=True)
+    made = export_bundle(
+        bundle, pairs, folder / name.replace(" ", "-"), task=task, label=name, mode=mode, settings=Settings(force=True)
+    )
     if bad := [c for c in made if not c.ok]:
         raise RuntimeError(f"{name}: {bad[0].artifact.parity.reason}")
     about = {"mac_ratio": macs} | ({"accuracy": accuracy(bundle.module(), task)} if not bundle.plan.routes else {})

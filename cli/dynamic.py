@@ -16,6 +16,7 @@ from .models.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from .compress.apply import StepDone
     from .export.convert import Converted
+    from .exporting import Settings
     from .models.bundle import Bundle
     from .models.tasks.task import Task
 
@@ -122,37 +123,42 @@ def fastest(
     *,
     task: Task,
     label: str,
-    seed: int,
-    force: bool,
+    settings: Settings,
     on_trial: Callable[[Trial], None],
 ) -> list[Converted]:
     """Per (format, precision) the artifact of the mode that ran fastest here, among those whose parity and metric hold.
 
     A format that no runtime here runs gets the form that computes least. What was made and not chosen is removed.
     """
+    from .exporting import export_bundle
     from .models.tasks.task import tasks
-    from .workflow import export_bundle
 
     for name, precision in pairs:
-        files.refuse_overwrite(out / f"{name}-{precision}", force=force)
+        files.refuse_overwrite(out / f"{name}-{precision}", force=settings.force)
     sign = 1 if tasks.entry(task.name).card.higher_is_better else -1
     modes = ("routed",) if nature(bundle) == "routed" else ("masked", "gathered", "static", "routed")
     chosen = []
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".auto-", dir=out)))
-        forms = [formed(bundle, mode, task, stack, seed=seed) for mode in modes]
+        forms = [formed(bundle, mode, task, stack, seed=settings.seed) for mode in modes]
         metrics = [_metric(form.bundle, task) for form in forms]
         trials: dict[tuple[str, str], list[Trial]] = {pair: [] for pair in pairs}
         for form, metric in zip(forms, metrics, strict=True):
             wanted = [pair for pair in pairs if pair[0] in FORMATS.get(form.mode, (pair[0],))]
             made = export_bundle(
-                form.bundle, wanted, work / form.mode, task=task, label=f"{label}-{form.mode}", seed=seed, mode=form.mode
+                form.bundle,
+                wanted,
+                work / form.mode,
+                task=task,
+                label=f"{label}-{form.mode}",
+                settings=settings,
+                mode=form.mode,
             )
             for pair, converted in zip(wanted, made, strict=True):
                 trials[pair].append(Trial(form.mode, converted, metric, None))
         for pair, found in trials.items():
-            measured = _measured(found, best=max(sign * value for value in metrics), sign=sign, seed=seed)
+            measured = _measured(found, best=max(sign * value for value in metrics), sign=sign, seed=settings.seed)
             for trial in measured:
                 on_trial(trial)
             chosen.append(_kept(_choice(measured, pair), out / "-".join(pair)))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import ConsoleProgress, output
+from .export.worker import Limits
+from .exporting import Settings
 from .models import files
 from .pipeline import Run
+from .record import FailedRecord
 from .steps_text import say_step
-from .verbs_export import say_artifact, say_profile
+from .verbs_convert import say_artifact, say_reverted
+from .verbs_export import say_profile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +32,15 @@ RECORD, REPORT = "run.json", "report.html"
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What a whole run is asked to do. `pairs` are (format, precision); `runtimes` None means all that are installed."""
+    """What a whole run is asked to do. `pairs` are (format, precision); `runtimes` None means all that are installed.
+
+    `limits`: converters run in processes of their own within these; None: in this one."""
 
     title: str
     pairs: Sequence[tuple[str, str]]
     seed: int = 0
+    max_drop: float | None = None
+    limits: Limits | None = field(default_factory=Limits)
     threads: int = 1
     preset: str = "standard"
     budget_s: float | None = None
@@ -53,22 +61,24 @@ def run_job(parent: Bundle, recipe: Recipe, task: Task, folder: Path, config: Jo
     inputs = [parent.hash, named, recipe.digest, task.data_id, tool]
     compressed = run.stage("compress", inputs, lambda work: _compress(parent, recipe, task, work, config))
     small = load_bundle(folder / "compress" / "bundle")
-    records, artifacts = [], []
+    records, artifacts, failed = [], [], []
     for name, bundle in (("parent", parent), ("compressed", small)):
         measured = run.stage(f"evaluate-{name}", [bundle.hash, task.data_id, tool], _evaluator(name, bundle, task, config))
         records.append({**measured, "bundle": bundle.hash})
     for name, bundle in (("parent", parent), ("compressed", small)):
         made = run.stage(
             f"export-{name}",
-            [bundle.hash, config.pairs, config.seed, task.data_id, tool],
+            [bundle.hash, config.pairs, config.seed, task.data_id, tool, config.max_drop],
             _exporter(name, bundle, task, config),
         )
+        failed += made["failed"]
         artifacts += [{**a, "folder": f"export-{name}/{a['folder']}"} for a in made["artifacts"]]
     accepted = [folder / a["folder"] for a in artifacts if a["status"] == "accepted"]
     shas = [a["artifact"]["sha256"] for a in artifacts]
     settings = [config.threads, config.preset, config.budget_s, list(config.runtimes or ()), config.seed, tool]
     profiled = run.stage("profile", [shas, settings], lambda _: _profile(accepted, config)) if accepted else {"profile": None}
     record = _record(run, task, config, records, artifacts, profiled, compressed, tool)
+    record = record.model_copy(update={"failed": tuple(FailedRecord(**entry) for entry in failed)})
     return record, _write(record, folder)
 
 
@@ -166,14 +176,28 @@ def expected_cost(bundle: Bundle, inputs: list[Tensor], task: Task) -> tuple[int
 
 
 def _exporter(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Callable[[Path], dict[str, Any]]:
-    def work(folder: Path) -> dict[str, Any]:
-        from .workflow import export_bundle
+    settings = Settings(limits=config.limits, max_drop=config.max_drop, seed=config.seed, force=True)
 
-        made = export_bundle(
-            bundle, config.pairs, folder, task=task, label=name, seed=config.seed, force=True, on_artifact=say_artifact
-        )
+    def work(folder: Path) -> dict[str, Any]:
+        from .export.convert import ConversionError
+        from .exporting import bundle_source, export_source
+
+        source = bundle_source(bundle, label=name, task=task, seed=config.seed)
+        failures = {}
+        try:
+            made = export_source(
+                source, config.pairs, folder, task=task, settings=settings, on_artifact=say_artifact, on_reverted=say_reverted
+            )
+        except ConversionError as error:  # the others are there, and the report says which are not
+            made, failures = error.made, error.failures
+            for pair, reason in failures.items():
+                output.say(f"{' '.join(pair)}: not written: {reason}")
         return {
             "files": [c.folder.name for c in made],
+            "failed": [
+                {"model": name, "format": pair[0], "precision": pair[1], "reason": str(reason)}
+                for pair, reason in failures.items()
+            ],
             "artifacts": [
                 {
                     "model": name,

@@ -21,6 +21,7 @@ from .models.errors import UserError
 if TYPE_CHECKING:
     from .compress.routing.answers import Answers
     from .export.convert import Converted
+    from .exporting import Settings
     from .models.bundle import Bundle
     from .models.tasks.task import Task
 
@@ -77,9 +78,8 @@ def export_within(
     max_ms: float,
     task: Task,
     label: str,
-    seed: int,
+    settings: Settings,
     origin: Mapping[str, str],
-    force: bool,
     on_artifact: Callable[[Converted], None],
     on_found: Callable[[Target], None],
 ) -> list[Converted]:
@@ -89,20 +89,20 @@ def export_within(
     """
     from .compress.routing.answers import validation_answers
     from .compress.train import Runtime
+    from .exporting import export_bundle
     from .models.routed import RoutedNet
-    from .workflow import export_bundle
 
     net = bundle.module()
     if not isinstance(net, RoutedNet):
         raise TypeError(f"{bundle.folder} holds no RoutedNet")
     for name, precision in pairs:
-        files.refuse_overwrite(out / f"{name}-{precision}", force=force)
+        files.refuse_overwrite(out / f"{name}-{precision}", force=settings.force)
     said = validation_answers(net, task, runtime=Runtime("auto", amp="off"))
     made = []
     for pair in pairs:
         with tempfile.TemporaryDirectory(prefix="trimtab-") as work:
-            (trial,) = export_bundle(bundle, [pair], Path(work), task=task, label=label, seed=seed)
-            runtime, paths_ms = _timed(trial, len(net.branches), Path(work), seed=seed)
+            (trial,) = export_bundle(bundle, [pair], Path(work), task=task, label=label, settings=settings)
+            runtime, paths_ms = _timed(trial, len(net.branches), Path(work), seed=settings.seed)
         target = _chosen(said, paths_ms, pair=pair, runtime=runtime, max_ms=max_ms)
         on_found(target)
         made += export_bundle(
@@ -111,9 +111,8 @@ def export_within(
             out,
             task=task,
             label=label,
-            seed=seed,
+            settings=settings,
             origin=origin,
-            force=force,
             thresholds=target.thresholds,
             facts={"latency_target": asdict(target)},
             on_artifact=on_artifact,

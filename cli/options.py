@@ -39,13 +39,23 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is at -o.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that can't be read (they are listed).")]
 Device = Annotated[str, typer.Option("--device", help="Where training runs: auto, cpu, cuda, mps.")]
-To = Annotated[str, typer.Option("--to", help="Formats, comma-separated: onnx,tflite,coreml.")]
+To = Annotated[str, typer.Option("--to", help="Formats, comma-separated: onnx,tflite,coreml,openvino,executorch,ncnn,mnn.")]
 Precision = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="Precisions, comma-separated: fp32, fp16, int8; int8-dynamic and int16x8 as TFLite. Default: each format's own.",
+        help="Precisions, comma-separated: fp32, fp16, int8 and others; `trimtab formats` says which format has which. "
+        "Default: each format's own.",
     ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Formats that are converted at once.")]
+Timeout = Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds that one conversion may take.")]
+Memory = Annotated[
+    float,
+    typer.Option("--memory", min=0.0, help="GiB that one conversion may take; 0: 80 % of the machine's, shared by --jobs."),
+]
+NoIsolation = Annotated[
+    bool, typer.Option("--no-isolation", help="Convert in this process: easier to debug, and a crash takes all along.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N test samples.")]
 

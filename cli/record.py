@@ -61,6 +61,15 @@ class ArtifactRecord(_Record):
     artifact: Artifact
 
 
+class FailedRecord(_Record):
+    """An artifact of one of the run's networks that could not be written at all, and why."""
+
+    model: str
+    format: str
+    precision: str
+    reason: str
+
+
 class StageRecord(_Record):
     """One stage of the run: seconds that it took when it ran, and whether this run reused it."""
 
@@ -85,6 +94,7 @@ class RunRecord(_Record):
     models: tuple[ModelRecord, ...] = Field(min_length=1)
     steps: tuple[StepRecord, ...] = ()
     artifacts: tuple[ArtifactRecord, ...] = ()
+    failed: tuple[FailedRecord, ...] = ()
     profile: ProfileResult | None = None
     stages: tuple[StageRecord, ...] = ()
     versions: dict[str, str] = {}

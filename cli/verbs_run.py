@@ -54,6 +54,12 @@ def run(
     ),
     to: To = "onnx,tflite,coreml",
     precision: Precision = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop", help="Points of the metric that integer artifacts may lose; the fewest layers stay in float."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", help="Threads per inference when measuring.")] = 1,
     budget_s: Annotated[float | None, typer.Option("--budget", help="Seconds for all latency measurements.")] = None,
     device: Device = "auto",
@@ -62,17 +68,21 @@ def run(
     from .export.convert import plan_formats
     from .job import JobConfig, run_job
     from .loading import open_network
+    from .max_drop import check_drop
     from .recipes import find_recipe
     from .workflow import require_task
 
     plan = find_recipe(recipe)
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
+    if max_drop is not None:
+        check_drop(max_drop / 100, pairs)
     with ExitStack() as stack:
         bundle, task = open_network(checkpoint, stack, selection)
         config = JobConfig(
             title=f"{bundle.manifest.architecture.name} · {plan.name}",
             pairs=pairs,
             seed=selection.seed,
+            max_drop=None if max_drop is None else max_drop / 100,
             threads=threads,
             budget_s=budget_s,
             device=device,
@@ -112,4 +122,4 @@ def _done(record: RunRecord, page: Path) -> int:
     output.result(
         {"report": str(page.resolve()), "run": str(page.parent.resolve()), "rejected": [a.artifact.name for a in bad]}
     )
-    return 1 if bad else 0
+    return 1 if bad or record.failed else 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +14,8 @@ from .models.errors import UserError
 from .models.progress import Progress
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
     from .compress.apply import StepDone
     from .compress.recipe import Recipe
-    from .export.convert import Converted, Source
-    from .models.contract import Contract
     from .models.tasks.task import Task
 
 WORK, STUDENT = ".work", "student"
@@ -137,106 +130,13 @@ def evaluate_module(bundle: Bundle, task: Task, *, limit: int | None = None, dev
 
 def evaluate_artifact(folder: Path, task: Task, *, limit: int | None = None) -> dict[str, float]:
     """The task's test metrics of an artifact in its own runtime, whatever batch size it takes, its settings at their defaults."""
-    import numpy as np
-    import torch
-
     from .export.artifact import load_artifact
     from .export.exporter import exporters
-    from .export.parity import run_in_layout
+    from .scoring import predictor
 
     artifact = load_artifact(folder)
     runner = exporters.get(artifact.format).runner(artifact.path(folder), artifact.contract)
-    contract = artifact.contract
-    original = channels_first(contract)
-    name, result = original.inputs[0].name, original.outputs[0].name
-    batch = contract.inputs[0].shape[0]
-    settings = original.defaults()
-
-    def predict(inputs: torch.Tensor) -> torch.Tensor:
-        parts = inputs.split(batch if isinstance(batch, int) else len(inputs))
-        return torch.from_numpy(
-            np.concatenate(
-                [
-                    run_in_layout(runner, {name: part.numpy(), **settings}, module=original, artifact=contract)[result]
-                    for part in parts
-                ]
-            )
-        )
-
-    return task.evaluate(predict, "test", limit=limit)
-
-
-def channels_first(contract: Contract) -> Contract:
-    """The contract with its images as NCHW, as torch and the tasks have them."""
-    return contract.model_copy(
-        update={
-            "inputs": tuple(s.as_layout("NCHW") for s in contract.inputs),
-            "outputs": tuple(s.as_layout("NCHW") for s in contract.outputs),
-        }
-    )
-
-
-def export_bundle(
-    bundle: Bundle,
-    pairs: Sequence[tuple[str, str]],
-    out: Path,
-    *,
-    task: Task | None,
-    label: str,
-    origin: Mapping[str, str] | None = None,
-    seed: int = 0,
-    force: bool = False,
-    mode: str = "",
-    thresholds: Sequence[float] = (),
-    facts: Mapping[str, Any] | None = None,
-    calibrate: int = 128,
-    on_artifact: Callable[[Converted], None] | None = None,
-) -> list[Converted]:
-    """One verified artifact per (format, precision) of a Bundle, judged on the task's test samples when there is a task.
-
-    `origin` is noted in the artifacts beside the Bundle's hash. `mode` "gathered" writes a gated network in that form; a routed
-    Bundle becomes control flow, with `thresholds` in place of its own, if given, and `facts` beside what else is said of them.
-    Integer ranges are taken from the first `calibrate` training samples.
-    """
-    import torch
-
-    from .export.convert import convert, module_source
-
-    noted = {"bundle_hash": bundle.hash, **(origin or {})}
-    module = bundle.module()
-    make: Callable[..., Source] = module_source
-    if bundle.plan.routes:
-        from .export.dynamic.routed import routed_source as make
-
-        if thresholds:
-            buffers = dict(module.named_buffers())
-            buffers["thresholds"].copy_(torch.tensor(thresholds))
-    elif mode == "gathered":
-        from .export.dynamic.gathered import gathered_source
-
-        make = partial(gathered_source, keep=_shares(module, task, seed)) if task else gathered_source
-    source = make(module, bundle.contract, label=label, origin=noted, seed=seed)
-    if facts:
-        source = replace(source, dynamic={**source.dynamic, **facts})
-    return convert(
-        source,
-        pairs,
-        out,
-        real=real_samples(task),
-        calibration=calibration_samples(task, pairs, calibrate),
-        seed=seed,
-        force=force,
-        on_artifact=on_artifact,
-    )
-
-
-def _shares(module: nn.Module, task: Task, seed: int, images: int = 512) -> dict[str, float]:
-    """How many of every gate's channels are on, as a mean share over training images: it tells where gathering pays."""
-    from .compress.dynamic.static import mean_masks
-    from .compress.train import Runtime
-
-    means = mean_masks(module, task, images=images, seed=seed, runtime=Runtime("auto", amp="off"))
-    return {path: float(mean.mean()) for path, mean in means.items()}
+    return task.evaluate(predictor(runner, artifact.contract), "test", limit=limit)
 
 
 def shortened(bundle: Bundle, k: int, task: Task | None, stack: ExitStack, *, seed: int = 0) -> StepDone:
@@ -251,29 +151,6 @@ def shortened(bundle: Bundle, k: int, task: Task | None, stack: ExitStack, *, se
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))
     (done,) = run_recipe(bundle, recipe, task, folder)
     return done
-
-
-def real_samples(task: Task | None, count: int = 64) -> np.ndarray | None:
-    """The first `count` test samples as network inputs (N, C, H, W), or None without a task or with fewer than eight."""
-    if task is None:
-        return None
-    samples = task.samples("test")
-    if len(samples) < 8:
-        return None
-    return task.inputs(samples.__getitems__(range(min(count, len(samples))))).numpy()
-
-
-def calibration_samples(task: Task | None, pairs: Sequence[tuple[str, str]], count: int) -> np.ndarray | None:
-    """`count` training samples as network inputs (N, C, H, W), spread over the split; None where no pair wants them, or no task is."""
-    import numpy as np
-
-    from .export.exporter import exporters
-
-    if task is None or not any(precision in exporters.entry(name).card.calibrated for name, precision in pairs):
-        return None
-    samples = task.samples("train")
-    picked = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)
-    return task.inputs(samples.__getitems__(picked.tolist())).numpy()
 
 
 def require_task(task: Task | None, verb: str) -> Task:

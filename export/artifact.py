@@ -100,6 +100,48 @@ class Audit(BaseModel):
     delegates: dict[str, tuple[Unplaced, ...]] = {}
 
 
+class RevertTrial(BaseModel):
+    """One try of accuracy-controlled quantisation: the layers in float, the metric, and how much worse than the network it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kept: tuple[str, ...]
+    metric: float
+    drop: float
+
+
+class Ranked(BaseModel):
+    """A layer, and the outputs' SQNR in dB when it alone is quantised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    op: str
+    sqnr_db: float
+
+
+class Reverts(BaseModel):
+    """How the layers to keep in float were chosen: the ranking, what was tried on validation samples, and the price in time.
+
+    `latency` is measured here, over the same artifact with every layer in integers (1.2: it takes 1.2 times as long), with its
+    interval; None where no runtime here runs the format, or nothing had to be kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    samples: int
+    reference: float
+    max_drop: float
+    ranking: tuple[Ranked, ...]
+    trials: tuple[RevertTrial, ...]
+    runtime: str = ""
+    latency: float | None = None
+    latency_low: float | None = None
+    latency_high: float | None = None
+    over_fp32: float | None = None
+
+
 class Artifact(BaseModel):
     """An exported model: the manifest of the folder it lies in.
 
@@ -126,6 +168,7 @@ class Artifact(BaseModel):
     dynamic: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
     options: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
     kept_float: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
+    reverts: Reverts | None = Field(default=None, exclude_if=_is_none)
     tool_versions: dict[str, str] = {}
 
     def path(self, folder: Path) -> Path:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..models import files
 from ..models.contract import Contract
 from ..models.errors import UserError
-from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact, MetricGate, Parity
+from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact, MetricGate, Parity, Reverts
 from .calibration import calibration_feeds
 from .choices import POOL, clearest, mix, telling, unproven
 from .exporter import Options, Runner, exporters
@@ -106,6 +106,7 @@ def convert(
     force: bool = False,
     options: Mapping[str, Options] | None = None,
     keep_float: Mapping[tuple[str, str], frozenset[str]] | None = None,
+    reverts: Mapping[tuple[str, str], Reverts] | None = None,
     score: Score | None = None,
     limits: Limits | None = None,
     on_artifact: Callable[[Converted], None] | None = None,
@@ -114,7 +115,8 @@ def convert(
 
     `real`: at least eight normalised samples (N, …) to judge on; without, seeded random inputs. `calibration`: at least sixteen
     others, that integer ranges are taken from; UserError where a precision wants them and they are missing or say nothing.
-    `options` by format; `keep_float`: nodes of `source.graph` that stay in float, by pair. `score` decides on reduced precisions
+    `options` by format; `keep_float`: nodes of `source.graph` that stay in float, by pair, and `reverts`, how they were
+    chosen. `score` decides on reduced precisions
     whose SQNR is below the gate. With `limits` converters run in processes of their own, several formats at once; without, here.
     An artifact that fails parity lies in `<format>-<precision>.rejected/` instead. Raises ConversionError when some could not be
     written at all, after all others are done.
@@ -123,10 +125,10 @@ def convert(
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
     source, found = _probed(source, real, seed)
     orders = []
-    for name, precision in pairs:
-        orders.append(_order(source, name, precision, found, real, calibration, (options or {}).get(name)))
-        if keep_float and (name, precision) in keep_float:
-            orders[-1] = replace(orders[-1], keep_float=keep_float[name, precision])
+    for pair in pairs:
+        own, inputs = (options or {}).get(pair[0]), "random" if real is None else "real"
+        order = order_of(source, pair, calibration=calibration, options=own, found=found, inputs=inputs)
+        orders.append(replace(order, keep_float=(keep_float or {}).get(pair, frozenset())))
     out.mkdir(parents=True, exist_ok=True)
     made: dict[tuple[str, str], Converted] = {}
     failures: dict[tuple[str, str], UserError] = {}
@@ -136,7 +138,7 @@ def convert(
             if isinstance(product, UserError):
                 failures[pair] = product
                 continue
-            made[pair] = _finished(source, order, product, out, real=real, score=score)
+            made[pair] = _finished(source, order, product, out, real=real, score=score, reverts=(reverts or {}).get(pair))
             if on_artifact:
                 on_artifact(made[pair])
     ready = [made[pair] for pair in pairs if pair in made]
@@ -158,15 +160,20 @@ def _probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source,
     return replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found))), tuple(found)
 
 
-def _order(
+def order_of(
     source: Source,
-    name: str,
-    precision: str,
-    found: tuple[Probe, ...],
-    real: np.ndarray | None,
+    pair: tuple[str, str],
+    *,
     calibration: np.ndarray | None,
-    options: Options | None,
+    options: Options | None = None,
+    found: Sequence[Probe] = (),
+    inputs: Literal["real", "random"] = "random",
 ) -> Order:
+    """One artifact of `source` as an order, its path still to be placed; without probes one seeded random input is looked at.
+
+    Raises UserError for a format that can't be made of this source, and for calibration samples that are missing or say nothing.
+    """
+    name, precision = pair
     card = exporters.entry(name).card
     if card.source == "module" and source.module is None:
         raise UserError(
@@ -184,8 +191,8 @@ def _order(
         contract=source.contract,
         graph=source.graph,
         module=source.module if card.source == "module" or options.wants_module else None,
-        probes=found,
-        inputs="random" if real is None else "real",
+        probes=tuple(found) or tuple(probes(source.contract, source.reference, real=None, seed=0)[:1]),
+        inputs=inputs,
         options=options,
         feeds=feeds,
         doubt=ROUNDED.format(precision=precision) if source.margin and precision != "fp32" else "",
@@ -228,15 +235,12 @@ def _in_lanes(orders: Sequence[Order], limits: Limits) -> Iterator[tuple[Order, 
     done: list[tuple[Order, Product | UserError]] = []
 
     def lane(own: list[Order], worker: Worker) -> None:
-        for order in own:
-            done.append((order, _tried(worker.make, order)))
+        done.extend((order, _tried(worker.make, order)) for order in own)  # a generator: each is there as soon as it is done
 
     with contextlib.ExitStack() as stack:
         # workers are stopped first when this is left early, so that the threads that wait for them end
         pool = stack.enter_context(ThreadPoolExecutor(max(1, limits.jobs)))
-        pending: set[Future[None]] = {
-            pool.submit(lane, own, stack.enter_context(Worker(limits))) for own in lanes.values()
-        }
+        pending: set[Future[None]] = {pool.submit(lane, own, stack.enter_context(Worker(limits))) for own in lanes.values()}
         try:
             while pending or done:
                 while done:
@@ -250,13 +254,20 @@ def _in_lanes(orders: Sequence[Order], limits: Limits) -> Iterator[tuple[Order, 
 
 
 def _finished(
-    source: Source, order: Order, product: Product, out: Path, *, real: np.ndarray | None, score: Score | None
+    source: Source,
+    order: Order,
+    product: Product,
+    out: Path,
+    *,
+    real: np.ndarray | None,
+    score: Score | None,
+    reverts: Reverts | None,
 ) -> Converted:
     """The artifact in its place, with its manifest, its golden output, and samples where its time depends on the input."""
     parity = product.parity
     if score and not parity.ok and order.precision not in GATES_DB and parity.max_abs_error is not None:
         parity = _second_gate(order, product, score)
-    artifact = _manifest(source, order, product, parity)
+    artifact = _manifest(source, order, product, parity).model_copy(update={"reverts": reverts})
     work = order.path.parent
     _golden(work / GOLDEN, source.contract, artifact.contract, order.probes[0])
     if source.dynamic and real is not None:

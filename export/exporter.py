@@ -72,7 +72,8 @@ class ExporterCard:
                 raise UserError(f"{self.title} has no option {name!r}", hint=hint) from None
             told = self.options.model_fields[name].description if name in self.options.model_fields else ""
             raise UserError(
-                f"{self.title}: {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}", hint=told or "see --help"
+                f"{self.title}: {name} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}",
+                hint=told or "see --help",
             ) from None
 
     def missing(self) -> tuple[str, ...]:
@@ -142,5 +143,5 @@ class Tapped(Protocol):
 
 exporters: Registry[Exporter, ExporterCard] = Registry(
     "export format",
-    modules=("trimtab.export.onnx", "trimtab.export.tflite.exporter", "trimtab.export.coreml"),
+    modules=("trimtab.export.onnx", "trimtab.export.tflite.exporter", "trimtab.export.coreml", "trimtab.export.openvino"),
 )

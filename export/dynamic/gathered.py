@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
-from ..convert import Source, gate_margin, torch_reference
+from ..source import Source, gate_margin, torch_reference
 
 if TYPE_CHECKING:
     import onnx

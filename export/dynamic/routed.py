@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
 from ...models.routed import RoutedNet, features_at, plain_branch
-from ..convert import Source
+from ..source import Source
 from ..onnx import to_graph
 from .scopes import Part, Scope, shared_by_all
 from .share import share, slices_of
