@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import ValidationError
 
@@ -23,9 +23,10 @@ def render(record: RunRecord) -> str:
     """The HTML page. Equal records give equal pages; every name in it is escaped; it asks the network for nothing."""
     assets = resources.files(__package__) / "assets"
     # Block tags keep their line; every value is untrusted, so escaping is on for all of them.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    parts = FunctionLoader(lambda name: (assets / name).read_text(encoding="utf-8"))
+    environment = Environment(loader=parts, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(FILTERS)
-    template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
+    template = environment.get_template("report.html.j2")
     css = Markup((assets / "report.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
     return template.render(record=record, css=css, **view(record))
 

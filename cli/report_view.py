@@ -13,6 +13,7 @@ from markupsafe import Markup
 from . import plots
 from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRecord
 from .report_dynamic import GATES, ROUTE, SHOWN_ELSEWHERE, dynamic_views
+from .report_export import export_views
 from .report_latency import LatencyView, by_reason, latency_view
 from .report_text import fixed, plain, whole
 
@@ -93,6 +94,7 @@ def view(record: RunRecord) -> dict[str, Any]:
         **_layer_plot(record),
         "latency": latency,
         **dynamic_views(record),
+        **export_views(record),
         "steps": [_step(step, i) for i, step in enumerate(record.steps)],
         "warnings": by_reason((a.artifact.name, text) for a in record.artifacts for text in a.artifact.warnings),
         "seconds_total": sum(stage.seconds for stage in record.stages),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import verbs_aspects, verbs_compress, verbs_convert, verbs_export, verbs_info, verbs_run
+from . import verbs_aspects, verbs_compress, verbs_convert, verbs_export, verbs_formats, verbs_info, verbs_run
 
 
 def register(app: typer.Typer) -> None:
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
         verbs_compress.train,
         verbs_compress.compress,
         verbs_convert.export,
+        verbs_formats.formats,
         verbs_export.evaluate,
         verbs_export.profile,
         verbs_run.report,
