@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .export.exporter import Options
     from .max_drop import Reverted
     from .models.bundle import Bundle
+    from .models.contract import Contract
     from .models.tasks.task import Task
 
 
@@ -60,13 +61,14 @@ def bundle_source(
     *,
     label: str,
     task: Task | None = None,
+    contract: Contract | None = None,
     origin: Mapping[str, str] | None = None,
     seed: int = 0,
     mode: str = "",
     thresholds: Sequence[float] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Source:
-    """A Bundle's network as a Source.
+    """A Bundle's network as a Source; `contract` in place of its own, if given.
 
     `origin` is noted in the artifacts beside the Bundle's hash. `mode` "gathered" writes a gated network in that form; a routed
     Bundle becomes control flow, with `thresholds` in place of its own, if given, and `facts` beside what else is said of them.
@@ -88,7 +90,7 @@ def bundle_source(
         from .export.dynamic.gathered import gathered_source
 
         make = partial(gathered_source, keep=_shares(module, task, seed)) if task else gathered_source
-    source = make(module, bundle.contract, label=label, origin=noted, seed=seed)
+    source = make(module, contract or bundle.contract, label=label, origin=noted, seed=seed)
     return replace(source, dynamic={**source.dynamic, **facts}) if facts else source
 
 

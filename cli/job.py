@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from .console import ConsoleProgress, output
 from .export.worker import Limits
+from .export_text import say_artifact, say_reverted
 from .exporting import Settings
 from .models import files
 from .pipeline import Run
 from .record import FailedRecord
 from .steps_text import say_step
-from .verbs_convert import say_artifact, say_reverted
 from .verbs_export import say_profile
 
 if TYPE_CHECKING:

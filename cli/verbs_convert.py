@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import output
+from .export_text import say_artifact, say_features, say_reverted, say_target, say_trial
 from .options import Force, Jobs, Memory, NoIsolation, Out, Precision, Selection, Timeout, To, listed, selects
 
 if TYPE_CHECKING:
-    from .compress.apply import StepDone
-    from .dynamic import Trial
     from .export.convert import Converted, Source
     from .exporting import Settings
-    from .latency_target import Target
-    from .max_drop import Reverted
     from .models.bundle import Bundle
     from .models.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Form:
+    """What only a network that is a torch module can be asked for: an ONNX file is exported as it is."""
+
+    keep_features: int | None = None
+    dynamic: str | None = None
+    max_latency: float | None = None
+    free: Sequence[str] = ()
+    fix: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse(self) -> None:
+        """None, when nothing was asked for. Raises UserError that names the option."""
+        from .models.errors import UserError
+
+        for each in fields(self):
+            if getattr(self, each.name) != getattr(Form(), each.name):
+                flag = "--" + each.name.replace("_", "-")
+                raise UserError(f"{flag} wants a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
 
 
 @selects
@@ -35,6 +54,10 @@ def export(
         list[str],
         typer.Option("--set", help="Option of a format as FORMAT.NAME=VALUE (repeatable); `trimtab formats` lists them."),
     ] = [],
+    free: Annotated[
+        str | None, typer.Option("--free", help="Dimensions that are free at run time: batch, size (or both).")
+    ] = None,
+    fix: Annotated[list[str], typer.Option("--fix", help="Size of a dimension that was free: N=1 (repeatable).")] = [],
     calibrate: Annotated[
         int, typer.Option("--calibrate", min=16, help="Training samples that the ranges of int8 are taken from.")
     ] = 128,
@@ -90,6 +113,7 @@ def export(
     within a point, or it is rejected (exit 1). Converters run in processes of their own."""
     from .export.convert import ConversionError, Limits, plan_formats
     from .exporting import Settings, format_options
+    from .loading import keywords
     from .max_drop import check_drop
     from .models.errors import UserError
 
@@ -109,20 +133,10 @@ def export(
         seed=selection.seed,
         force=force,
     )
+    form = Form(keep_features, dynamic, max_latency, tuple(listed(free or "")), keywords(fix, "--fix"))
     try:
         with ExitStack() as stack:
-            made = _made(
-                network,
-                selection,
-                pairs,
-                out,
-                how,
-                stack,
-                keep_features=keep_features,
-                dynamic=dynamic,
-                max_latency=max_latency,
-                explain=explain,
-            )
+            made = _made(network, selection, pairs, out, how, form, stack, explain=explain)
     except ConversionError as error:
         output.result(_results(error.made))
         raise
@@ -140,14 +154,13 @@ def _made(
     pairs: list[tuple[str, str]],
     out: Path,
     how: Settings,
+    form: Form,
     stack: ExitStack,
     *,
-    keep_features: int | None,
-    dynamic: str | None,
-    max_latency: float | None,
     explain: bool,
 ) -> list[Converted]:
     """The artifacts of what the user pointed at, said as they come."""
+    from .dims import with_dims
     from .dynamic import fastest, left_out
     from .exporting import bundle_source
     from .latency_target import export_within
@@ -155,32 +168,32 @@ def _made(
     from .workflow import require_task, shortened
 
     if network.suffix == ".onnx":
-        _refuse_on_file({"--keep-features": keep_features, "--dynamic": dynamic, "--max-latency": max_latency})
+        form.refuse()
         return _exported(*_file(network, selection), pairs, out, how, explain=explain)
     bundle, task = open_network(network, stack, selection)
     label = network.stem if network.is_file() else bundle.folder.resolve().name
     origin = {}
-    _check_form(bundle, dynamic, max_latency, [name for name, _ in pairs])
-    if keep_features is not None:
-        step = shortened(bundle, keep_features, task, stack, seed=how.seed)
+    _check_form(bundle, form.dynamic, form.max_latency, [name for name, _ in pairs])
+    if form.keep_features is not None:
+        step = shortened(bundle, form.keep_features, task, stack, seed=how.seed)
         say_features(step)
         origin = {"parent_hash": bundle.hash, "keep_features": str(step.figures["k"])}
         bundle = step.bundle
-    if dynamic == "auto":
+    if form.dynamic == "auto":
         own = require_task(task, "--dynamic auto")
         for sentence in left_out(bundle, list(dict.fromkeys(name for name, _ in pairs))):
             output.say(sentence)
         return fastest(bundle, pairs, out, task=own, on_trial=say_trial, label=label, settings=how)
-    if dynamic is not None:
-        origin |= {"dynamic": dynamic, "parent_hash": bundle.hash}
-        bundle = _in_form(bundle, dynamic, task, stack, seed=how.seed)
-    if max_latency is not None:
+    if form.dynamic is not None:
+        origin |= {"dynamic": form.dynamic, "parent_hash": bundle.hash}
+        bundle = _in_form(bundle, form.dynamic, task, stack, seed=how.seed)
+    if form.max_latency is not None:
         own = require_task(task, "--max-latency")
         return export_within(
             bundle,
             pairs,
             out,
-            max_ms=max_latency,
+            max_ms=form.max_latency,
             task=own,
             label=label,
             settings=how,
@@ -188,7 +201,10 @@ def _made(
             on_artifact=say_artifact,
             on_found=say_target,
         )
-    source = bundle_source(bundle, label=label, task=task, origin=origin, seed=how.seed, mode=dynamic or "")
+    contract = with_dims(bundle.contract, free=form.free, fix=form.fix, module=bundle.module)
+    source = bundle_source(
+        bundle, label=label, task=task, contract=contract, origin=origin, seed=how.seed, mode=form.dynamic or ""
+    )
     return _exported(source, task, pairs, out, how, explain=explain)
 
 
@@ -227,36 +243,6 @@ def _set_up(route: str, *, force: bool) -> int:
     return 0
 
 
-def say_reverted(found: Reverted) -> None:
-    """What was kept in float, in the order of sensitivity, and its price."""
-    r = found.record
-    first = r.trials[0]
-    name = f"{found.format} {found.precision}"
-    if not found.keep:
-        output.say(
-            f"{name}: every layer in integers loses {100 * first.drop:.2f} points on validation ({100 * r.max_drop:g} allowed)"
-        )
-        return
-    kept = [each for each in r.ranking if each.node in found.keep]
-    last = next(trial for trial in reversed(r.trials) if set(trial.kept) == found.keep)
-    output.say(
-        f"{name}: {len(kept)} of {len(r.ranking)} layers in float bring the loss on validation from {100 * first.drop:.2f} to "
-        f"{100 * last.drop:.2f} points ({100 * r.max_drop:g} allowed, {len(r.trials)} tries)"
-    )
-    for each in kept:
-        output.say(f"   {each.op} {each.node}: {each.sqnr_db:.1f} dB when it alone is in integers")
-    if r.latency is not None and r.over_fp32 is not None:
-        output.say(f"   price on {r.runtime}: {r.latency:.2f}× the time of all integers, {r.over_fp32:.2f}× as fast as fp32")
-
-
-def _refuse_on_file(options: dict[str, Any]) -> None:
-    """None, when no option was given that only a Bundle's network has a use for. Raises UserError."""
-    from .models.errors import UserError
-
-    if given := [flag for flag, value in options.items() if value is not None]:
-        raise UserError(f"{given[0]} wants a Bundle's network, and this is an ONNX file", hint="export the Bundle instead")
-
-
 def _check_form(bundle: Bundle, mode: str | None, max_latency: float | None, formats: list[str]) -> None:
     """None, when the form and the latency that were asked for can be written to all formats. Raises UserError."""
     from .dynamic import check_mode
@@ -276,51 +262,3 @@ def _in_form(bundle: Bundle, mode: str, task: Task | None, stack: ExitStack, *, 
     for note in form.step.notes if form.step else ():
         output.say(f"   {note}")
     return form.bundle
-
-
-def say_features(step: StepDone) -> None:
-    """How many features were kept, what that does to accuracy and cost, and how they were cut."""
-    f = step.figures
-    accuracy = ""
-    if "val_after" in f:
-        before, after = f["val_before"]["accuracy"], f["val_after"]["accuracy"]
-        accuracy = f", validation accuracy {before:.4f} → {after:.4f}"
-    output.say(
-        f"{f['k']} of {f['features']} features kept{accuracy}, MACs {f['macs_before'] / 1e6:.2f} → {f['macs_after'] / 1e6:.2f} M, "
-        f"params {f['params_before']:,} → {f['params_after']:,}"
-    )
-    for note in step.notes:
-        output.say(f"   {note}")
-
-
-def say_target(found: Target) -> None:
-    """What each way takes here, and the thresholds that keep the mean within the target."""
-    ways = ", ".join(f"{ms:.3f}" for ms in found.paths_ms)
-    shares = ", ".join(f"{share:.0%}" for share in found.shares)
-    output.say(
-        f"{found.format} {found.precision} on {found.runtime}: the ways to branches 1 to {len(found.paths_ms)} take {ways} ms; "
-        f"within {found.max_ms:g} ms: thresholds {', '.join(f'{t:.4f}' for t in found.thresholds)}, branches answer {shares}, "
-        f"{found.expected_ms:.3f} ms expected, validation accuracy {found.accuracy:.4f} (largest branch {found.reference:.4f})"
-    )
-
-
-def say_trial(trial: Trial) -> None:
-    """One form of `--dynamic auto`: what it cost here, or why it is out."""
-    a = trial.made.artifact
-    found = f"{trial.latency_ms:.3f} ms" if trial.latency_ms is not None else f"not measured: {trial.reason}"
-    output.say(f"{a.format} {a.precision} {trial.mode}: {found}, validation {trial.metric:.4f}")
-
-
-def say_artifact(made: Converted) -> None:
-    """One artifact and its verdict, on one line; its warnings below."""
-    a, p = made.artifact, made.artifact.parity
-    agreement = f", top-1 agreement {p.top1_agreement:.1%}" if p.top1_agreement is not None else ""
-    verdict = "proven" if made.ok else "REJECTED"
-    output.say(
-        f"{a.format} {a.precision}: {verdict}, SQNR {p.sqnr_db:.1f} dB (gate {p.gate_db:g}){agreement}, {p.inputs} inputs, "
-        f"{a.size_bytes / 1e6:.2f} MB → {made.folder}"
-    )
-    if p.reason:
-        output.say(f"   {p.reason}")
-    for warning in a.warnings:
-        output.say(f"   warning: {warning}")

@@ -149,6 +149,7 @@ def convert(
 
 def _probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source, tuple[Probe, ...]]:
     """The probes that artifacts are judged on, and the source with what looking for them told."""
+    _check_classes(source.contract)
     pool = real
     if source.branch:
         pool = telling(source.contract, source.branch, real=real, seed=seed)
@@ -158,6 +159,16 @@ def _probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source,
         pool = clearest(source.contract, source.margin, real)
     found = probes(source.contract, source.reference, real=pool, seed=seed, settings=source.settings, branch=source.branch)
     return replace(source, warnings=(*source.warnings, *unproven(source.dynamic, found))), tuple(found)
+
+
+def _check_classes(contract: Contract) -> None:
+    """None, when there are as many class names as the first output has entries. Raises UserError."""
+    spec = contract.outputs[0]
+    if contract.classes and spec.layout == "NC" and isinstance(spec.shape[-1], int) and spec.shape[-1] != len(contract.classes):
+        raise UserError(
+            f"there are {len(contract.classes)} class names, and output {spec.name!r} has {spec.shape[-1]} entries",
+            hint="name every class once in the contract, in the order of the outputs",
+        )
 
 
 def order_of(

@@ -69,6 +69,9 @@ def probes(
     sizes: list[dict[str, int]] = [dict.fromkeys(spatial, size) for size in ((64, 96, 48) if spatial else (0,))]
     for i, size in enumerate(sizes):
         size.update({s: size[s] + 16 * j for j, s in enumerate(spatial) if i})  # not square: a swapped H and W must show
+    if real is not None and spatial:
+        drawn = next(spec for spec in contract.inputs if not spec.default)
+        sizes[0] |= {d: size for d, size in zip(drawn.shape, real.shape, strict=True) if isinstance(d, str) and d != "N"}
 
     def probe(dims: dict[str, int], inputs: Tensors) -> Probe:
         return Probe(dims, inputs, dict(reference(inputs)), branch(inputs) if branch else None)
@@ -101,9 +104,12 @@ def _draw(contract: Contract, dims: dict[str, int], real: np.ndarray | None, *, 
 
 
 def relayout(value: np.ndarray, source: TensorSpec, target: TensorSpec) -> np.ndarray:
-    """`value` from one tensor's layout and dtype to another's."""
+    """`value` from one tensor's layout and dtype to another's; integers that stand for real numbers by their scale."""
     if source.layout != target.layout and {source.layout, target.layout} == {"NCHW", "NHWC"}:
         value = value.transpose((0, 2, 3, 1) if target.layout == "NHWC" else (0, 3, 1, 2))
+    if (source.scale, source.zero_point) != (target.scale, target.zero_point):
+        value = source.real(value)
+        return np.ascontiguousarray(target.stored(value))
     return np.ascontiguousarray(value.astype(target.dtype, copy=False))
 
 

@@ -42,13 +42,18 @@ class Source:
 def module_source(
     module: nn.Module, contract: Contract, *, label: str, origin: dict[str, str] | None = None, seed: int = 0
 ) -> Source:
-    """A torch module as a Source: traced once to ONNX; the module itself is the reference."""
+    """A torch module as a Source: traced once to ONNX; the module itself is the reference.
+
+    Raises UserError for a network that decides in Python on its input's values, or can't be traced.
+    """
     import torch
 
+    from .control_flow import refuse_decisions
     from .onnx import to_graph
 
     module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
     example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=seed).values())
+    refuse_decisions(module, example)
     graph = to_graph(module, contract, example)
     return Source(
         label, contract, torch_reference(module, contract), graph, module, origin or {}, margin=gate_margin(module, contract)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from user_net import make
 
 from trimtab.export.artifact import load_artifact
-from trimtab.export.convert import convert, file_source, module_source, plan_formats
+from trimtab.export.convert import ConversionError, convert, file_source, module_source, plan_formats
 from trimtab.export.exporter import exporters
 from trimtab.models.architectures import architectures
 from trimtab.models.contract import image_classifier
@@ -189,3 +190,30 @@ def test_an_invalid_onnx_file_is_named(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"bad\.onnx is not a valid ONNX model"):
         file_source(tmp_path / "bad.onnx")
+
+
+def test_class_names_must_be_as_many_as_outputs(source, tmp_path):
+    contract = source.contract.model_copy(update={"classes": ("a", "b", "c")})
+    with pytest.raises(UserError, match="there are 3 class names, and output 'logits' has 10 entries"):
+        convert(replace(source, contract=contract), [("onnx", "fp32")], tmp_path)
+
+
+def test_what_fails_does_not_keep_the_others_from_being_written(source, tmp_path):
+    no_module = replace(source, graph=broken(source.graph))
+    with pytest.raises(ConversionError, match="TFLite cannot hold 1 operator") as caught:
+        convert(no_module, [("tflite", "fp32"), ("coreml", "fp32")], tmp_path)
+    assert [made.artifact.format for made in caught.value.made] == ["coreml"]
+    assert "coreml fp32 is in place" in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coreml-fp32"]
+
+
+def broken(graph):
+    """The graph with an operator that no TFLite kernel computes."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(graph)
+    node = made.graph.node[-1]
+    node.output[0], last = "before", node.output[0]
+    made.graph.node.append(onnx.helper.make_node("Det", ["before"], [last], name="odd"))
+    return made
