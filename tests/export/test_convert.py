@@ -215,5 +215,5 @@ def broken(graph):
     made.CopyFrom(graph)
     node = made.graph.node[-1]
     node.output[0], last = "before", node.output[0]
-    made.graph.node.append(onnx.helper.make_node("Det", ["before"], [last], name="odd"))
+    made.graph.node.append(onnx.helper.make_node("Asinh", ["before"], [last], name="odd"))
     return made
