@@ -39,8 +39,9 @@ def verify(session: Session, artifact: Artifact, folder: Path, *, reduced_precis
     proven_db = min(parity.gate_db, parity.sqnr_db) if parity.ok else parity.gate_db  # below the gate where the metric decided
     gate = min(proven_db, REDUCED_GATE_DB if reduced_precision else np.inf) - SLACK_DB
     worst_error, worst_db = 0.0, np.inf
-    for name, want in expected.items():
-        got = outputs[name]
+    specs = {spec.name: spec for spec in artifact.contract.outputs}
+    for name, held in expected.items():
+        want, got = specs[name].real(held), specs[name].real(outputs[name])  # integers stand for numbers by their scale
         if got.shape != want.shape:
             return Verdict(False, reason=f"output {name} has shape {got.shape}, golden {want.shape}")
         error = np.abs(got.astype(np.float64) - want.astype(np.float64))

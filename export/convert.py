@@ -207,6 +207,7 @@ def order_of(
         options=options,
         feeds=feeds,
         doubt=ROUNDED.format(precision=precision) if source.margin and precision != "fp32" else "",
+        name=source.label,
     )
 
 

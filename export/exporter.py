@@ -96,7 +96,7 @@ class ExportRequest:
     """One export to do. `module` is in eval mode with BatchNorm folded; `graph` is the slimmed ONNX graph of the same function.
 
     A user's own `.onnx` file comes with `module=None`. `calibration` holds feeds of real inputs, in the contract's layout, for a
-    precision that wants them. `keep_float` names nodes of `graph` that an integer artifact computes in float all the same.
+    precision that wants them. `keep_float` names nodes of `graph` that an integer artifact computes in float all the same. `label` is what the network is called.
     """
 
     contract: Contract
@@ -108,6 +108,7 @@ class ExportRequest:
     calibration: tuple[Tensors, ...] = ()
     options: Options = field(default_factory=Options)
     keep_float: frozenset[str] = frozenset()
+    label: str = "model"
 
 
 @dataclass(frozen=True)
@@ -143,5 +144,11 @@ class Tapped(Protocol):
 
 exporters: Registry[Exporter, ExporterCard] = Registry(
     "export format",
-    modules=("trimtab.export.onnx", "trimtab.export.tflite.exporter", "trimtab.export.coreml", "trimtab.export.openvino"),
+    modules=(
+        "trimtab.export.onnx",
+        "trimtab.export.tflite.exporter",
+        "trimtab.export.coreml",
+        "trimtab.export.openvino",
+        "trimtab.export.mnn",
+    ),
 )

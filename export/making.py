@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What to write where, and the probes to judge it on. `doubt` is added to the reason of a failed verdict."""
+    """What to write where, and the probes to judge it on. `doubt` is added to the reason of a failed verdict; `name` is the
+    network's."""
 
     format: str
     precision: str
@@ -35,6 +36,7 @@ class Order:
     feeds: tuple[Tensors, ...] = ()
     keep_float: frozenset[str] = frozenset()
     doubt: str = ""
+    name: str = "model"
 
     @property
     def label(self) -> str:
@@ -66,6 +68,7 @@ def make(order: Order) -> Product:
         calibration=order.feeds,
         options=order.options,
         keep_float=order.keep_float,
+        label=order.name,
     )
     exported = entry.value.export(request)
     parity = judge(

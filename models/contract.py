@@ -15,6 +15,10 @@ DType = Literal["float32", "float16", "uint8", "int8", "int32", "int64"]
 Layout = Literal["NCHW", "NHWC", "NC", "other"]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class TensorSpec(BaseModel):
     """One input or output tensor.
 
@@ -22,6 +26,7 @@ class TensorSpec(BaseModel):
     `value_range` holds the values *before* normalisation; the tensor itself holds `(value − mean) / std`, per channel.
     `default` makes an input a setting: the values (in row-major order) used when the caller gives none, as profilers and
     evaluation do.
+    An integer tensor that stands for real numbers has `scale` and `zero_point`: it holds q, which means scale · (q − zero_point).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +39,8 @@ class TensorSpec(BaseModel):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     default: tuple[float, ...] = Field(default=(), exclude_if=operator.not_)  # absent where there is none: hashes stay
+    scale: float | None = Field(default=None, gt=0, exclude_if=_is_none)
+    zero_point: int | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="after")
     def _consistent(self) -> TensorSpec:
@@ -47,6 +54,10 @@ class TensorSpec(BaseModel):
             raise ValueError(f"layout {self.layout} wants 4 dimensions, shape {self.shape} has {len(self.shape)}")
         if self.default and (self.symbols or len(self.default) != math.prod(self.concrete({}))):
             raise ValueError(f"default has {len(self.default)} values, shape {self.shape} does not take as many")
+        if (self.scale is None) != (self.zero_point is None):
+            raise ValueError(f"scale is {self.scale}, zero_point {self.zero_point}: they go together")
+        if self.scale is not None and self.dtype not in ("int8", "uint8"):
+            raise ValueError(f"scale {self.scale} goes with int8 or uint8, dtype is {self.dtype}")
         return self
 
     @property
@@ -66,11 +77,25 @@ class TensorSpec(BaseModel):
     def normalised(self, values: np.ndarray) -> np.ndarray:
         """`values` (in `value_range`) as the tensor the network takes: `(value − mean) / std` along the channel axis."""
         if not self.mean:
-            return values.astype(self.dtype)
+            return self.stored(values)
         side = [1] * values.ndim
         side[self.channel_axis] = -1
         mean, std = (np.asarray(v, dtype=np.float32).reshape(side) for v in (self.mean, self.std))
-        return ((values.astype(np.float32) - mean) / std).astype(self.dtype)
+        return self.stored((values.astype(np.float32) - mean) / std)
+
+    def stored(self, numbers: np.ndarray) -> np.ndarray:
+        """Real numbers as the tensor holds them: in its dtype, or as round(number / scale) + zero_point within the dtype's range."""
+        if self.scale is None or self.zero_point is None:
+            return numbers.astype(self.dtype)
+        steps = np.rint(numbers.astype(np.float32) / np.float32(self.scale)) + self.zero_point
+        bounds = np.iinfo(self.dtype)
+        return np.clip(steps, bounds.min, bounds.max).astype(self.dtype)
+
+    def real(self, held: np.ndarray) -> np.ndarray:
+        """The real numbers that a tensor's entries stand for: float32 scale · (q − zero_point); as they are without a scale."""
+        if self.scale is None or self.zero_point is None:
+            return held
+        return (held.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
     def random(self, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
         """A seeded random tensor of the concrete shape, uniform in `value_range` (default 0…1), then normalised."""
@@ -118,7 +143,7 @@ class Contract(BaseModel):
     def defaults(self) -> dict[str, np.ndarray]:
         """The default values of the inputs that have some, by name, in their shape and dtype."""
         settings = [spec for spec in self.inputs if spec.default]
-        return {spec.name: np.array(spec.default).reshape(spec.concrete({})).astype(spec.dtype) for spec in settings}
+        return {spec.name: spec.stored(np.array(spec.default).reshape(spec.concrete({}))) for spec in settings}
 
 
 def image_classifier(

@@ -36,8 +36,10 @@ class Converter:
     Every method that returns a tensor emits what it takes to have it; nothing is emitted twice for one value.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, integer: bool = False) -> None:
+        """`integer`: the program will be quantised, so that operators are chosen whose integer kernels are fast."""
         self.graph = graph
+        self.integer = integer
         self.program = Program()
         self.values: dict[str, Value] = {}
         self.producers = graph.producers()
@@ -79,10 +81,13 @@ class Converter:
             raise UnsupportedError("no conversion rule")
         outer, self.stem = self.stem, node.outputs[0]
         self._done.add(id(node))
+        start = len(self.program.ops)
         try:
             rules[node.op](self, node)
         finally:
             self.stem = outer
+        for op in self.program.ops[start:]:
+            op.origins = op.origins or frozenset([node.outputs[0]])
 
     # --- what is known before the program runs
 

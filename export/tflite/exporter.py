@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from pydantic import Field
 
 from ...models import files
-from ...models.contract import Contract, TensorSpec
+from ...models.contract import Contract
 from ...models.errors import UserError
-from ..exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
+from ..exporter import Exported, ExporterCard, ExportRequest, Options, Runner, exporters
+from .session import Session
+
+if TYPE_CHECKING:
+    from .ir import Program
+    from .metadata import About
+
+INTEGER = ("int8", "int16x8")
+"""Precisions whose activations are integers."""
+
+
+class TFLiteOptions(Options):
+    """What a `.tflite` file can be told."""
+
+    layout: Literal["NHWC", "NCHW"] = Field(
+        default="NHWC", description="layout of images that go in and out: NHWC, or NCHW (one transposition at each door)"
+    )
+    io: Literal["float32", "int8", "uint8"] = Field(
+        default="float32", description="dtype of the inputs and outputs of an int8 artifact: float32, int8 or uint8"
+    )
+    metadata: bool = Field(
+        default=True, description="whether TFLite Metadata (normalisation, labels) is written into files with an image input"
+    )
+    name: str = Field(default="", description="the model's name in its metadata; default: the network's")
+    version: str = Field(default="1", description="the model's version in its metadata")
+    author: str = Field(default="", description="the model's author in its metadata")
+    licence: str = Field(default="", description="the model's licence in its metadata, such as Apache-2.0")
+
 
 CARD = ExporterCard(
     title="TFLite",
@@ -24,6 +50,9 @@ CARD = ExporterCard(
     extra="tflite",
     runtimes=("litert",),
     calibrated=("int8", "int16x8"),
+    options=TFLiteOptions,
+    keeps_float="",
+    taps="values",
 )
 
 
@@ -31,40 +60,49 @@ class TFLiteExporter:
     """Writes `.tflite` files with one signature, "serving_default", and runs them."""
 
     def export(self, request: ExportRequest) -> Exported:
-        """Facts about the flatbuffer written at `request.out`; images are NHWC in its contract.
+        """Facts about the flatbuffer written at `request.out`; images are NHWC in its contract unless the options say NCHW.
 
-        Raises UserError for operators that TFLite cannot hold (all at once), for a graph that is not the contract's, and for one
-        that can't be quantised as asked.
+        Raises UserError for operators that TFLite cannot hold (all at once), for a graph that is not the contract's, for one
+        that can't be quantised as asked, for names in `keep_float` that it lacks, and for class names that don't fit its outputs.
         """
         CARD.refuse(request.precision)
+        options = request.options if isinstance(request.options, TFLiteOptions) else TFLiteOptions()
+        if options.io != "float32" and request.precision != "int8":
+            raise UserError(
+                f"TFLite {request.precision} with {options.io} inputs and outputs can't be made: they go with int8 alone",
+                hint="use --precision int8, or io = float32",
+            )
         if request.graph is None:
             raise UserError("TFLite is written from an ONNX graph and none was given", hint="export the module to ONNX first")
+        from ..onnx_int8 import check_names
+        from .anatomy import histogram
+        from .audit import audit
+        from .metadata import with_metadata
         from .model import build
         from .sizes import with_sizes
         from .writer import SCHEMA_VERSION
 
-        contract = nhwc(request.contract)
-        program = build(request.graph, contract)
+        check_names(request.keep_float, request.graph)
+        contract = laid_out(request.contract, options.layout)
+        program = build(request.graph, contract, integer=request.precision in INTEGER)
         data = with_sizes(program, description="trimtab")
-        ops: Mapping[str, int] = program.histogram()
         warnings: tuple[str, ...] = ()
         tools = ["ai-edge-litert", "flatbuffers"]
         if request.precision != "fp32":
-            from ..parity import inputs_in_layout
-            from .quantise import quantised
-
-            feeds = [inputs_in_layout(feed, module=request.contract, artifact=contract) for feed in request.calibration]
-            made = quantised(data, request.precision, feeds)
-            data, ops, warnings = made.data, made.ops, made.warnings
+            data, contract, warnings = _quantised(data, program, contract, request, options)
             tools.append("ai-edge-quantizer")
+        found = audit(data, integer=request.precision in INTEGER)
+        if options.metadata and any(spec.layout in ("NHWC", "NCHW") for spec in contract.inputs):
+            data = with_metadata(data, contract, _about(request, options))
         files.write_bytes(request.out, data)
         return Exported(
             contract=contract,
-            ops=ops,
+            ops=histogram(data),
             spec_version=f"tflite schema {SCHEMA_VERSION}",
             warnings=warnings,
             evaluator=f"LiteRT {importlib.metadata.version('ai-edge-litert')} interpreter, XNNPACK, 1 thread",
             tool_versions={name: importlib.metadata.version(name) for name in tools},
+            audit=found,
         )
 
     def runner(self, path: Path, contract: Contract) -> Runner:
@@ -72,68 +110,50 @@ class TFLiteExporter:
 
         Raises UserError when the file is missing, no TFLite model, or lacks a tensor of the contract.
         """
-        return _Session(path, contract)
+        return Session(path, contract)
+
+    def tapped(self, path: Path, contract: Contract) -> Runner:
+        """A function that runs the saved file without XNNPACK and returns, beside its outputs, the inner values in float32 by
+        the name of the ONNX value that they hold, axes as they lie in the file. Raises UserError as `runner` does."""
+        from .taps import TappedSession
+
+        return TappedSession(path, contract)
 
 
 exporters.register("tflite", CARD)(TFLiteExporter())
 
 
-def nhwc(contract: Contract) -> Contract:
-    """The same contract with every image in NHWC."""
+def laid_out(contract: Contract, layout: Literal["NCHW", "NHWC"]) -> Contract:
+    """The same contract with every image in this layout."""
     return contract.model_copy(
-        update={side: tuple(spec.as_layout("NHWC") for spec in getattr(contract, side)) for side in ("inputs", "outputs")}
+        update={side: tuple(spec.as_layout(layout) for spec in getattr(contract, side)) for side in ("inputs", "outputs")}
     )
 
 
-class _Session:
-    """A loaded interpreter, called with input arrays by name."""
+def nhwc(contract: Contract) -> Contract:
+    """The same contract with every image in NHWC."""
+    return laid_out(contract, "NHWC")
 
-    def __init__(self, path: Path, contract: Contract) -> None:
-        from ai_edge_litert.interpreter import Interpreter
 
-        self.path = path
-        if not path.is_file():
-            raise UserError(f"{path} does not exist", hint="export again")
-        data = path.read_bytes()
-        if data[4:8] != b"TFL3":
-            raise UserError(f"{path} is not a TFLite model (its identifier is {data[4:8]!r})", hint="export again")
-        try:
-            self.interpreter: Any = Interpreter(model_content=data, num_threads=1)
-            signature = self.interpreter._get_full_signature_list()["serving_default"]
-        except (ValueError, RuntimeError, KeyError) as error:
-            raise UserError(f"LiteRT cannot load {path}: {error}", hint="the file is damaged; export again") from None
-        self.inputs = self._indices(contract.inputs, signature["inputs"])
-        self.outputs = self._indices(contract.outputs, signature["outputs"])
-        self.specs = {spec.name: spec for spec in contract.inputs}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+def _about(request: ExportRequest, options: TFLiteOptions) -> About:
+    from .metadata import About
 
-    def _indices(self, specs: tuple[TensorSpec, ...], known: Mapping[str, int]) -> dict[str, int]:
-        missing = [spec.name for spec in specs if spec.name not in known]
-        if missing:
-            raise UserError(
-                f"{self.path} has no tensor named {missing[0]!r} (it has {', '.join(known)})", hint="use the contract beside it"
-            )
-        return {spec.name: known[spec.name] for spec in specs}
+    told = f"TFLite {request.precision} network, written by trimtab"
+    return About(options.name or request.label, told, options.version, author=options.author, licence=options.licence)
 
-    def __call__(self, tensors: Tensors) -> dict[str, np.ndarray]:
-        """The outputs by name. Raises UserError for a missing input or a shape that the file cannot take."""
-        arrays = {name: self._array(name, tensors) for name in self.inputs}
-        shapes = {name: array.shape for name, array in arrays.items()}
-        try:
-            if shapes != self.shapes:
-                for name, shape in shapes.items():
-                    self.interpreter.resize_tensor_input(self.inputs[name], shape, strict=True)
-                self.interpreter.allocate_tensors()
-                self.shapes = shapes
-            for name, array in arrays.items():
-                self.interpreter.set_tensor(self.inputs[name], array)
-            self.interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            self.shapes = {}
-            raise UserError(f"LiteRT cannot run {self.path} on {shapes}: {error}", hint="see the contract's shapes") from None
-        return {name: self.interpreter.get_tensor(index) for name, index in self.outputs.items()}
 
-    def _array(self, name: str, tensors: Tensors) -> np.ndarray:
-        if name not in tensors:
-            raise UserError(f"{self.path} needs the input {name!r}, not given", hint="pass every input of the contract")
-        return np.asarray(tensors[name], dtype=self.specs[name].dtype, order="C")
+def _quantised(
+    data: bytes, program: Program, contract: Contract, request: ExportRequest, options: TFLiteOptions
+) -> tuple[bytes, Contract, tuple[str, ...]]:
+    """The file in fewer bits, its contract, and warnings."""
+    from ..parity import inputs_in_layout
+    from .doors import with_integer_doors
+    from .quantise import kept, quantised
+
+    feeds = [inputs_in_layout(feed, module=request.contract, artifact=contract) for feed in request.calibration]
+    scopes = kept(program, request.keep_float) if request.precision != "fp16" else ()
+    made = quantised(data, request.precision, feeds, keep=scopes, doors=options.io != "float32")
+    if options.io == "float32":
+        return made.data, contract, made.warnings
+    data, contract = with_integer_doors(made.data, contract, options.io)
+    return data, contract, made.warnings

@@ -8,7 +8,7 @@ import numpy as np
 
 from .editor import Editor
 from .fuse_layers import fold_affine, fold_pads, gemm, linear
-from .fuse_patterns import gelu, group_norm, pixel_shuffle, skip_expand
+from .fuse_patterns import gelu, group_norm, hard_swish, pixel_shuffle, skip_expand
 from .graph import Graph
 from .layout import Scramble
 from .rules_shape import PIXELS
@@ -55,6 +55,7 @@ def fuse(graph: Graph) -> None:
         fold_affine,
         fold_pads,
         gelu,
+        hard_swish,
         pixel_shuffle,
         group_norm,
         skip_expand,

@@ -41,6 +41,17 @@ def gelu(edit: Editor) -> None:
             edit.replace(last, "Gelu", [source], {"approximate": "none"})
 
 
+def hard_swish(edit: Editor) -> None:
+    """x·HardSigmoid(x) with slope 1/6 and offset ½: one HardSwish."""
+    for gate in [n for n in edit.graph.nodes if n.op == "HardSigmoid"]:
+        product = edit.only(gate.outputs[0])
+        slope, offset = float(gate.attr("alpha", 0.2)), float(gate.attr("beta", 0.5))
+        if product is None or product.op != "Mul" or abs(slope - 1 / 6) > 1e-6 or abs(offset - 0.5) > 1e-6:
+            continue
+        if set(product.inputs) == {gate.inputs[0], gate.outputs[0]}:
+            edit.replace(product, "HardSwish", [gate.inputs[0]], {})
+
+
 def _factor(edit: Editor, name: str, source: str, division: bool) -> list[str | float] | None:
     """Which of Gelu's factors a value is: x, ½ or both (x·½)."""
     number = edit.number(name)

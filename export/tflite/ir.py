@@ -33,6 +33,7 @@ class Op:
     """One operator: its builtin name ("CONV_2D"), tensors (None = an absent optional input) and options by field name.
 
     An IF holds its branches in `blocks` (then, else); each takes the tensors after the condition as its inputs, in order.
+    `origins` names the ONNX nodes that it computes, all or in part.
     """
 
     kind: str
@@ -40,15 +41,20 @@ class Op:
     outputs: list[Tensor]
     options: dict[str, Any] = field(default_factory=dict)
     blocks: tuple[Program, ...] = ()
+    origins: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
 class Program:
-    """The operators in execution order and the tensors that come in and go out, by signature name."""
+    """The operators in execution order and the tensors that come in and go out, by signature name.
+
+    `values` says which tensor holds which ONNX value, entry for entry though maybe in another axis order.
+    """
 
     ops: list[Op] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
 
     def emit(
         self,

@@ -24,7 +24,8 @@ from .fuse import fuse
 from .graph import Graph, read_graph
 from .ir import FREE, Program, Tensor
 from .layout import NHWC, Perm, identity
-from .moves import own
+from .moves import own, transpose
+from .names import Origins, name_tensors
 from .peephole import polish
 from .registry import UnsupportedError
 from .shapes import infer
@@ -32,16 +33,18 @@ from .shapes import infer
 _TYPE_NUMBER = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int8": 9}
 
 
-def build(model: onnx.ModelProto, contract: Contract) -> Program:
-    """The program of an ONNX model whose inputs and outputs lie as `contract` says (NHWC images, other tensors as in ONNX).
+def build(model: onnx.ModelProto, contract: Contract, *, integer: bool = False) -> Program:
+    """The program of an ONNX model whose inputs and outputs lie as `contract` says (images NHWC or NCHW, other tensors as in ONNX).
 
-    Raises UserError when names or shapes differ from the contract's, and for operators that TFLite cannot hold.
+    Inside, images are NHWC. `integer`: it will be quantised. Raises UserError when names or shapes differ from the contract's, and
+    for operators that TFLite cannot hold.
     """
     graph = read_graph(model)
     _check(graph, contract)
+    origins = Origins(graph)
     infer(graph)
     fuse(graph)
-    ctx = Converter(graph)
+    ctx = Converter(graph, integer=integer)
     for spec in contract.inputs:
         _enter(ctx, spec)
     ctx.run()
@@ -53,7 +56,10 @@ def build(model: onnx.ModelProto, contract: Contract) -> Program:
             failures.append(f"output {spec.name!r}: {reason}")
     if failures:
         raise refusal(failures)
+    ctx.program.values = {name: value.tensor for name, value in ctx.values.items() if not value.scramble}
     polish(ctx.program)
+    origins.settle(graph, ctx.program)
+    name_tensors(ctx.program)
     return ctx.program
 
 
@@ -96,7 +102,12 @@ def _check(graph: Graph, contract: Contract) -> None:
 
 
 def _order(spec: TensorSpec) -> Perm:
+    """The axis order of a tensor at the program's door."""
     return NHWC if spec.layout == "NHWC" else identity(len(spec.shape))
+
+
+def _inside(spec: TensorSpec) -> Perm:
+    return NHWC if spec.layout in ("NCHW", "NHWC") else identity(len(spec.shape))
 
 
 def _enter(ctx: Converter, spec: TensorSpec) -> None:
@@ -105,8 +116,10 @@ def _enter(ctx: Converter, spec: TensorSpec) -> None:
     ctx.stem = spec.name
     tensor = ctx.fresh(shape, np.dtype(spec.dtype))
     ctx.program.inputs[spec.name] = tensor
-    held = held_as(ctx.graph.dtypes[spec.name])
-    ctx.put(spec.name, _cast(ctx, tensor, held), _order(spec))
+    held = _cast(ctx, tensor, held_as(ctx.graph.dtypes[spec.name]))
+    if spec.layout == "NCHW":  # turned once, here: every layer wants NHWC
+        held = transpose(ctx, held, NHWC)
+    ctx.put(spec.name, held, _inside(spec))
 
 
 def _leave(ctx: Converter, spec: TensorSpec) -> None:

@@ -41,10 +41,21 @@ def _fuse_activations(program: Program) -> None:
             kept.append(op)
             continue
         target.options["fusedActivationFunction"] = _FUSED[op.kind]
+        target.origins |= op.origins
         before = writers[source]
+        _forget(program, writers, source, target)
         before.outputs = [op.outputs[0]]
         writers[op.outputs[0]] = before
     program.ops = kept
+
+
+def _forget(program: Program, writers: dict[Tensor, Op], tensor: Tensor, target: Op) -> None:
+    """What lies between `target` and `tensor`, these included, holds the activated values now: no ONNX value of before."""
+    between = {tensor}
+    while (op := writers[tensor]) is not target and op.inputs[0] is not None:
+        tensor = op.inputs[0]
+        between.add(tensor)
+    program.values = {name: held for name, held in program.values.items() if held not in between}
 
 
 def _takes(program: Program, readers: dict[Tensor, list[Op]], writers: dict[Tensor, Op], tensor: Tensor) -> Op | None:
@@ -85,6 +96,7 @@ def _drop_idle_reshapes(program: Program) -> None:
             continue
         old, new = (source, result) if result in program.outputs.values() else (result, source)
         program.ops.remove(op)
+        program.values = {name: new if held is old else held for name, held in program.values.items()}
         for other in program.ops:
             other.inputs = [new if t is old else t for t in other.inputs]
             other.outputs = [new if t is old else t for t in other.outputs]

@@ -25,7 +25,10 @@ def branch(ctx: Converter, node: Node) -> None:
         raise UnsupportedError(f"its condition is {decision.dtype} {decision.shape}, not one truth value")
     values = {name: ctx.raw(name) for block in node.blocks for name in block.inputs}
     passed = [t for t in dict.fromkeys(value.tensor for value in values.values()) if t.data is None]
-    sides = [_Side(name, block, values, passed) for name, block in zip(("then", "else"), node.blocks, strict=True)]
+    sides = [
+        _Side(name, block, values, passed, integer=ctx.integer)
+        for name, block in zip(("then", "else"), node.blocks, strict=True)
+    ]
     if failures := [line for side in sides for line in side.failures]:
         raise UnsupportedError(*failures)
     for name, *forms in zip(node.outputs, *(side.forms() for side in sides), strict=True):
@@ -44,8 +47,10 @@ def branch(ctx: Converter, node: Node) -> None:
 class _Side:
     """One branch, converted: `failures` holds what TFLite cannot hold in it, one line each."""
 
-    def __init__(self, name: str, block: Graph, values: Mapping[str, Value], passed: Sequence[Tensor]) -> None:
-        self.name, self.block, self.child = name, block, Converter(block)
+    def __init__(
+        self, name: str, block: Graph, values: Mapping[str, Value], passed: Sequence[Tensor], *, integer: bool
+    ) -> None:
+        self.name, self.block, self.child = name, block, Converter(block, integer=integer)
         twins = {tensor: self._input(tensor) for tensor in passed}
         for inner in block.inputs:
             value = values[inner]

@@ -180,7 +180,13 @@ def elu(ctx: Converter, node: Node) -> None:
 
 @rule("HardSigmoid", "HardSwish")
 def hard_sigmoid(ctx: Converter, node: Node) -> None:
-    """clip(a·x + b, 0, 1) as relu6(6a·x + 6b)/6; times x for HardSwish. XNNPACK takes these parts also as int8."""
+    """clip(a·x + b, 0, 1) as relu6(6a·x + 6b)/6; times x for HardSwish, or HARD_SWISH itself where it stays in float.
+
+    XNNPACK takes HARD_SWISH as float alone; as int8 it takes these parts.
+    """
+    if node.op == "HardSwish" and not ctx.integer:
+        unary(ctx, node, lambda pen, x: pen("HARD_SWISH", x))
+        return
     alpha, beta = (1 / 6, 0.5) if node.op == "HardSwish" else (node.attr("alpha", 0.2), node.attr("beta", 0.5))
     slope = float(np.float32(6 * alpha))
 

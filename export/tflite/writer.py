@@ -89,9 +89,24 @@ def signed(
         )
     book.model.subgraphs = [table.graph for table in tables.values()]
     book.model.signatureDefs = [_signature(key, program, tables[program].indices, book) for key, program in programs.items()]
+    return packed(book.model)
+
+
+def packed(model: Any) -> bytes:
+    """The file of a model as the schema's objects have it. What was appended to a file that it was read from is lost."""
     builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(_pack(builder, book.model), IDENTIFIER)
+    builder.Finish(_pack(builder, model), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def unpacked(data: bytes) -> Any:
+    """A file as the schema's objects have it, constants that lie behind the flatbuffer (as quantisers put them) taken into it."""
+    model = schema.ModelT.InitFromPackedBuf(bytearray(data), 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def _empty() -> Any:
