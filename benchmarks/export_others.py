@@ -81,8 +81,9 @@ def onnx_int8(net: Net, work: Path) -> tuple[Path, Contract]:
 
 def openvino_ir(net: Net, work: Path, *, int8: bool) -> tuple[Path, Contract]:
     """openvino.convert_model from the torch module; nncf.quantize with its defaults."""
-    import openvino
+    from trimtab.export.openvino_core import library
 
+    openvino = library("openvino")
     contract = net.source.contract
     example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=0).values())
     shapes = [[d if isinstance(d, int) else -1 for d in s.shape] for s in contract.inputs]
@@ -90,8 +91,7 @@ def openvino_ir(net: Net, work: Path, *, int8: bool) -> tuple[Path, Contract]:
     for port, spec in zip((*model.inputs, *model.outputs), (*contract.inputs, *contract.outputs), strict=True):
         port.get_tensor().set_names({spec.name})
     if int8:
-        import nncf
-
+        nncf = library("nncf")
         model = nncf.quantize(model, nncf.Dataset([sample[None] for sample in net.calibration]))
     folder = work / "model.openvino"
     folder.mkdir()

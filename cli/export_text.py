@@ -80,5 +80,7 @@ def say_artifact(made: Converted) -> None:
     )
     if p.reason:
         output.say(f"   {p.reason}")
+    if a.route:
+        output.say(f"   {a.route}")
     for warning in a.warnings:
         output.say(f"   warning: {warning}")

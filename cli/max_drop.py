@@ -76,7 +76,7 @@ def reverted(
         return None
     own = require_task(task, "--max-drop")
     order = order_of(source, pair, calibration=calibration, options=settings.options.get(pair[0]))
-    ranking = sensitivities(source.graph, order.feeds[:RANKED_ON])
+    ranking = sensitivities(source.traced(), order.feeds[:RANKED_ON])
     judge = score(source, own, split="val", limit=SAMPLES)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-")))

@@ -97,6 +97,12 @@ def export(
             "that are most accurate within it become the artifact's.",
         ),
     ] = None,
+    route: Annotated[
+        str | None,
+        typer.Option(
+            "--route", help="The converter of TFLite: own, litert-torch, tensorflow, or auto (as --set tflite.route=)."
+        ),
+    ] = None,
     setup: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +131,8 @@ def export(
     pairs = plan_formats(formats, listed(precision) if precision else None)
     if max_drop is not None:
         check_drop(max_drop / 100, pairs)
+    if route is not None:
+        settings = [*settings, f"tflite.route={route}"]
     how = Settings(
         calibrate=calibrate,
         options=format_options(settings, formats),
@@ -223,13 +231,25 @@ def _file(network: Path, selection: Selection) -> tuple[Source, Task | None]:
 def _exported(
     source: Source, task: Task | None, pairs: list[tuple[str, str]], out: Path, how: Settings, *, explain: bool
 ) -> list[Converted]:
-    from .exporting import export_source
+    """The artifacts, explained where that was asked; failures reduced to their smallest piece."""
+    from .explaining import explain_all, reproduce
+    from .export.convert import ConversionError
+    from .exporting import calibration_samples, export_source
 
-    made = export_source(source, pairs, out, task=task, settings=how, on_artifact=say_artifact, on_reverted=say_reverted)
-    if explain:
-        from .explaining import explain_all
+    def after(made: Sequence[Converted], failures: Mapping[tuple[str, str], Any]) -> None:
+        rejected = [each for each in made if not each.ok]
+        if failures or rejected:
+            calibration = calibration_samples(task, pairs, how.calibrate)
+            reproduce(source, failures, rejected, out, task=task, calibration=calibration, settings=how)
+        if explain:
+            explain_all(source, made, task=task, seed=how.seed)
 
-        explain_all(source, made, task=task)
+    try:
+        made = export_source(source, pairs, out, task=task, settings=how, on_artifact=say_artifact, on_reverted=say_reverted)
+    except ConversionError as error:
+        after(error.made, error.failures)
+        raise
+    after(made, {})
     return made
 
 

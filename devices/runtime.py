@@ -120,6 +120,9 @@ runtimes: Registry[Runtime, RuntimeCard] = Registry(
         "trimtab.devices.runtimes_onnxruntime",
         "trimtab.devices.runtimes_litert",
         "trimtab.devices.runtimes_openvino",
+        "trimtab.devices.runtimes_executorch",
+        "trimtab.devices.runtimes_ncnn",
+        "trimtab.devices.runtimes_mnn",
     ),
 )
 
@@ -141,6 +144,16 @@ def why_none(format_name: str) -> str:
     """Why no runtime here runs a format."""
     formats = sorted({name for entry in runtimes for name in entry.card.formats})
     return NO_RUNTIME.get(format_name, f"no runtime here runs {format_name!r} files; they run " + ", ".join(formats))
+
+
+def check_shapes(runtime: str, path: Path, *, contract: Contract, inputs: Tensors, any_batch: bool = False) -> None:
+    """None, when every input has a shape of its contract; `any_batch`: the first dimension apart. Raises RejectedError."""
+    start = 1 if any_batch else 0
+    for spec in contract.inputs:
+        shape = inputs[spec.name].shape if spec.name in inputs else ()
+        fits = len(shape) == len(spec.shape)
+        if not fits or any(isinstance(d, int) and d != n for d, n in zip(spec.shape[start:], shape[start:], strict=True)):
+            raise RejectedError(runtime, path, f"input {spec.name!r} is {shape}, it takes {spec.shape}")
 
 
 def check_names(runtime: str, path: Path, *, wanted: list[str], present: list[str], kind: str) -> None:

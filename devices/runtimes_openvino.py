@@ -1,30 +1,17 @@
-"""OpenVINO on the CPU, reading the `.onnx` file."""
+"""OpenVINO on the CPU, reading `.onnx` files and OpenVINO's own."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract
+from ..export.manifest import Contract, openvino_core
 from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
 
 NAME = "openvino"
-
-
-@functools.cache
-def core() -> Any:
-    """The process's one OpenVINO core, never given up.
-
-    Its CPU plugin replaces the main thread's alternate signal stack and, when the last core goes, unmaps it while it is still
-    in use (2026.4): the next signal that Python handles on it, Ctrl-C for one, is then a segmentation fault.
-    """
-    import openvino
-
-    return openvino.Core()
 
 
 class OpenVinoSession:
@@ -35,9 +22,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, contract: Contract, *, shapes: Shapes, threads: int, precision: str) -> None:
-        import openvino
-
-        self.openvino = openvino
+        self.openvino = openvino_core.library()
         self.path, self.contract = path, contract
         self.settings: dict[str, Any] = {
             "NUM_STREAMS": 1,
@@ -48,7 +33,7 @@ class OpenVinoSession:
         if precision != "default":
             self.settings["INFERENCE_PRECISION_HINT"] = precision
         try:
-            self.model = core().read_model(str(path))
+            self.model = openvino_core.core().read_model(str(openvino_core.graph_file(path)))
         except Exception as error:
             raise RejectedError(NAME, path, error) from error
         present = [port.any_name for port in self.model.inputs]
@@ -63,7 +48,7 @@ class OpenVinoSession:
             model = self.model.clone()
             if model.is_dynamic():
                 model.reshape({name: list(shape) for name, shape in shapes.items()})
-            self.compiled = core().compile_model(model, "CPU", self.settings)
+            self.compiled = openvino_core.core().compile_model(model, "CPU", self.settings)
         except Exception as error:
             raise RejectedError(NAME, self.path, error) from error
 
@@ -131,7 +116,7 @@ class OpenVinoSession:
     NAME,
     RuntimeCard(
         title="OpenVINO",
-        formats=("onnx",),
+        formats=("onnx", "openvino"),
         packages=("openvino",),
         extra="openvino",
         threads="INFERENCE_NUM_THREADS with NUM_STREAMS=1",
@@ -139,14 +124,12 @@ class OpenVinoSession:
     ),
 )
 class OpenVino:
-    """Loads `.onnx` files."""
+    """Loads `.onnx` files and `.openvino` folders."""
 
     @staticmethod
     def version() -> str:
         """The runtime's version; imports it."""
-        import openvino
-
-        return str(openvino.__version__)
+        return str(openvino_core.library().__version__)
 
     @staticmethod
     def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> OpenVinoSession:

@@ -145,8 +145,9 @@ class Reverts(BaseModel):
 class Artifact(BaseModel):
     """An exported model: the manifest of the folder it lies in.
 
-    `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others. `options` are
-    those that differ from the format's defaults, `kept_float` the nodes that compute in float in spite of the precision.
+    `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others. `route` is the
+    converter of a format that several write, and why it was taken. `options` are those that differ from the format's defaults,
+    `kept_float` the nodes that compute in float in spite of the precision.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -166,13 +167,14 @@ class Artifact(BaseModel):
     warnings: tuple[str, ...] = ()
     source: dict[str, str] = {}
     dynamic: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
+    route: str = Field(default="", exclude_if=operator.not_)
     options: dict[str, Any] = Field(default={}, exclude_if=operator.not_)
     kept_float: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
     reverts: Reverts | None = Field(default=None, exclude_if=_is_none)
     tool_versions: dict[str, str] = {}
 
     def path(self, folder: Path) -> Path:
-        """The exported file (or `.mlpackage` folder) inside the artifact's folder."""
+        """The exported file (or folder: `.mlpackage`, `.openvino`, `.ncnn`) inside the artifact's folder."""
         return files.confined(folder, self.file)
 
 

@@ -29,7 +29,7 @@ def refuse_decisions(module: nn.Module, example: Sequence[Tensor]) -> None:
     inside: list[int] = []
     hooks = [
         torch.nn.modules.module.register_module_forward_pre_hook(lambda each, _: inside.append(id(each))),
-        torch.nn.modules.module.register_module_forward_hook(lambda each, *_: inside.pop() and None, always_call=True),
+        torch.nn.modules.module.register_module_forward_hook(lambda *_: _drop(inside), always_call=True),
     ]
     deepest: list[int] = []
     try:
@@ -48,6 +48,10 @@ def refuse_decisions(module: nn.Module, example: Sequence[Tensor]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _drop(stack: list[int]) -> None:
+    stack.pop()
 
 
 def paths_words(path: str) -> str:

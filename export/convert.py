@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,17 @@ __all__ = [
     "file_source",
     "module_source",
     "plan_formats",
+    "probed",
     "torch_reference",
 ]
 
 ROUNDED = (
     "gates switch on by the sign of a logit, and rounded to {precision} some decide otherwise: export fp32, static or routed"
 )
+
+_NODE = re.compile(r"'(/[^'\s]+)'")
+"""How errors name nodes of the graph."""
+_PLACES = 5
 
 Score = Callable[[Runner, Contract], MetricGate]
 """The task's metric through a loaded artifact (its runner and contract), beside the torch module's."""
@@ -69,8 +75,10 @@ class ConversionError(UserError):
         if asked == 1:
             super().__init__(errors[0].what, hint=errors[0].hint, exit_code=errors[0].exit_code)
             return
-        labelled = {" ".join(pair): str(error) for pair, error in failures.items()}
-        said = [text if text.startswith(label) else f"{label}: {text}" for label, text in labelled.items()]
+        by_text: dict[str, list[str]] = {}
+        for pair, error in failures.items():
+            by_text.setdefault(str(error), []).append(" ".join(pair))
+        said = [text if text.startswith(names[0]) else f"{', '.join(names)}: {text}" for text, names in by_text.items()]
         lines = [f"\n{text}".replace("\n", "\n  ") for text in said]
         written = ", ".join(f"{c.artifact.format} {c.artifact.precision}" for c in made)
         super().__init__(
@@ -123,20 +131,25 @@ def convert(
     """
     for name, precision in pairs:
         files.refuse_overwrite(out / f"{name}-{precision}", force=force)
-    source, found = _probed(source, real, seed)
-    orders = []
+    source, found = probed(source, real, seed)
+    orders, failures = [], dict[tuple[str, str], UserError]()
     for pair in pairs:
-        own, inputs = (options or {}).get(pair[0]), "random" if real is None else "real"
-        order = order_of(source, pair, calibration=calibration, options=own, found=found, inputs=inputs)
+        own = (options or {}).get(pair[0])
+        try:
+            order = order_of(source, pair, calibration=calibration, options=own, found=found, real=real)
+        except UserError as error:
+            if error is not source.untraced:
+                raise
+            failures[pair] = error
+            continue
         orders.append(replace(order, keep_float=(keep_float or {}).get(pair, frozenset())))
     out.mkdir(parents=True, exist_ok=True)
     made: dict[tuple[str, str], Converted] = {}
-    failures: dict[tuple[str, str], UserError] = {}
     with contextlib.closing(_products(orders, out, limits)) as products:
         for order, product in products:
             pair = (order.format, order.precision)
             if isinstance(product, UserError):
-                failures[pair] = product
+                failures[pair] = located(source, product)
                 continue
             made[pair] = _finished(source, order, product, out, real=real, score=score, reverts=(reverts or {}).get(pair))
             if on_artifact:
@@ -147,7 +160,7 @@ def convert(
     return ready
 
 
-def _probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source, tuple[Probe, ...]]:
+def probed(source: Source, real: np.ndarray | None, seed: int) -> tuple[Source, tuple[Probe, ...]]:
     """The probes that artifacts are judged on, and the source with what looking for them told."""
     _check_classes(source.contract)
     pool = real
@@ -178,7 +191,7 @@ def order_of(
     calibration: np.ndarray | None,
     options: Options | None = None,
     found: Sequence[Probe] = (),
-    inputs: Literal["real", "random"] = "random",
+    real: np.ndarray | None = None,
 ) -> Order:
     """One artifact of `source` as an order, its path still to be placed; without probes one seeded random input is looked at.
 
@@ -192,7 +205,9 @@ def order_of(
             hint="export the Bundle instead, or --to onnx,tflite,openvino,mnn",
         )
     options = options if options is not None else card.options()
-    feeds = ()
+    if listed := options.dims(source.contract):
+        found = probes(source.contract, source.reference, real=real, seed=0, listed=listed)
+    feeds: tuple[Mapping[str, np.ndarray], ...] = ()
     if precision in card.calibrated:
         feeds = calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
     return Order(
@@ -200,10 +215,10 @@ def order_of(
         precision,
         path=Path(f"model{card.suffix}"),
         contract=source.contract,
-        graph=source.graph,
+        graph=source.traced() if card.source == "onnx" else source.graph,
         module=source.module if card.source == "module" or options.wants_module else None,
         probes=tuple(found) or tuple(probes(source.contract, source.reference, real=None, seed=0)[:1]),
-        inputs=inputs,
+        inputs="random" if real is None else "real",
         options=options,
         feeds=feeds,
         doubt=ROUNDED.format(precision=precision) if source.margin and precision != "fp32" else "",
@@ -211,7 +226,21 @@ def order_of(
     )
 
 
-def _products(orders: Sequence[Order], out: Path, limits: Limits | None) -> Iterator[tuple[Order, Product | UserError]]:
+def located(source: Source, error: UserError) -> UserError:
+    """The error, with the torch module and the source line of the nodes that it names."""
+    from .explain.scopes import locate
+
+    names = list(dict.fromkeys(_NODE.findall(error.what)))[:_PLACES]
+    places = {name: place for name in names if (place := locate(source, name))}
+    if not places:
+        return error
+    told = "; ".join(f"{name} is {place}" for name, place in places.items())
+    return UserError(f"{error.what}\n    where: {told}", hint=error.hint, exit_code=error.exit_code)
+
+
+def _products(
+    orders: Sequence[Order], out: Path, limits: Limits | None
+) -> Generator[tuple[Order, Product | UserError], None, None]:
     """Every order, now with its path, and what came of it, as they are done. Work folders are gone when this is closed."""
     placed = [replace(order, path=_work(out, order) / order.path) for order in orders]
     for order in placed:
@@ -319,6 +348,7 @@ def _manifest(source: Source, order: Order, product: Product, parity: Parity) ->
         warnings=(*source.warnings, *exported.warnings),
         source=source.origin,
         dynamic=source.dynamic,
+        route=exported.route,
         options=order.options.model_dump(mode="json", exclude_defaults=True),
         kept_float=tuple(sorted(order.keep_float)),
         tool_versions=dict(exported.tool_versions),

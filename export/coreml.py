@@ -1,24 +1,35 @@
 """Core ML: an mlprogram package written by coremltools, read back and evaluated without an Apple device.
 
-Both precisions keep the contract's own types at the door: a "fp16" package computes in float16 and casts float32 inputs and
-outputs at its edges, so that apps feed the same arrays to either.
+Every precision keeps the contract's own types at the door: but for "fp32", a package computes in float16 and casts float32 inputs
+and outputs at its edges, so that apps feed the same arrays to all. The precisions named after integers, palettes and zeros are
+of weights alone (`coreml_weights`). An image package takes pixels instead, and normalises them itself.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..models.contract import Contract, TensorSpec
+from ..models.contract import Contract
 from ..models.errors import UserError
-from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
+from .coreml_audit import audited
+from .coreml_image import Pixels, image_contract, image_of
+from .coreml_inputs import (
+    Range,
+    features,
+    fixed_contract,
+    free_ranges,
+    listed_ranges,
+    narrowed_contract,
+    traced_example,
+)
+from .coreml_options import CoremlOptions
+from .coreml_weights import FORMS, Weight, islands, left_alone, packed
+from .exporter import Exported, ExporterCard, ExportRequest, Runner, exporters
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,29 +38,47 @@ CARD = ExporterCard(
     title="Core ML mlprogram",
     suffix=".mlpackage",
     source="module",
-    precisions={"fp32": "", "fp16": "", "int8": "weight-only int8 is not written yet"},
+    precisions={
+        "fp32": "",
+        "fp16": "",
+        **dict.fromkeys(FORMS, ""),
+        "int8-activations": "coremltools takes the ranges of activations by running the model, which Core ML does on macOS alone",
+    },
     defaults=("fp16",),
     packages=("coremltools",),
     extra="coreml",
     runtimes=(),
+    options=CoremlOptions,
+    keeps_float="coremltools packs all weights that are large enough; arithmetic is float16 in any case",
+    taps="modules",
 )
-
-_BATCH = (1, 64)
-_SIDE = (8, 4096)
-_TRACED_BATCH = 2  # not 1: a batch of 1 hides code that only works for it
-_TRACED_SIDE = 64
-_LEGAL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_TYPES: dict[str, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 
 
 @dataclass(frozen=True)
-class Range:
-    """What a free dimension may be in the package, its default there, and the size the module is traced at."""
+class Plan:
+    """What one package is to be: its contract, what it is told, the sizes it takes, and its image input, if it has one."""
 
-    low: int
-    high: int
-    default: int
-    traced: int
+    contract: Contract
+    precision: str
+    options: CoremlOptions
+    specifications: tuple[int, ...]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    listed: Sequence[Mapping[str, int]] = ()
+    image: tuple[str, Pixels] | None = None
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes in float16."""
+        return self.precision != "fp32"
+
+    def features(self, scores: str) -> tuple[list[Any], list[Any]]:
+        """coremltools' descriptions of inputs and outputs; `scores` names one more output ("" for none)."""
+        import coremltools as ct
+        import numpy as np
+
+        pixels = dict([self.image]) if self.image else None
+        inputs, outputs = features(self.contract, self.ranges, listed=self.listed, pixels=pixels)
+        return inputs, [*outputs, *([ct.TensorType(name=scores, dtype=np.float32)] if scores else [])]
 
 
 @exporters.register("coreml", CARD)
@@ -61,7 +90,8 @@ class CoremlExporter:
         """Facts about the package written at `request.out`. A RoutedNet becomes control flow.
 
         Raises UserError for a request without a module, tensor names or types that Core ML has not, a module whose outputs are
-        not the contract's, and operations that Core ML or coremltools has not (naming the operation and its module).
+        not the contract's, options that the network does not allow, and operations that Core ML or coremltools has not (naming the
+        operation and its module).
         """
         CARD.refuse(request.precision)
         if request.module is None:
@@ -70,98 +100,105 @@ class CoremlExporter:
                 hint="start from a checkpoint or bundle, or export the graph to onnx or tflite",
             )
         from ..models.routed import RoutedNet
-        from . import coreml_trace as roads
 
+        options = request.options if isinstance(request.options, CoremlOptions) else CoremlOptions()
         if isinstance(request.module, RoutedNet):
             from .dynamic.coreml_routed import export_routed
 
+            if options != CoremlOptions():
+                raise UserError(
+                    "a routed Core ML package decides at one size, on arrays: it takes no options",
+                    hint="export its branches one by one, or leave the options out",
+                )
             return export_routed(request.module, request.contract, request.out, request.precision)
-        contract, warnings = narrowed_contract(request.contract)
-        ranges = free_ranges(contract, request.example)
-        example = _example(contract, ranges, request.example)
-        module = roads.flat(request.module, example, contract)
-        model, heard = _convert(module, example, contract, ranges, half=request.precision == "fp16")
-        if ranges:
-            warnings.append(_flexible(ranges))
-        return saved(model, contract, request.out, (*warnings, *heard))
+        plan, warnings = planned(request.contract, request.precision, options, request.example)
+        return _written(request.module, plan, request, warnings)
 
     @staticmethod
     def runner(path: Path, contract: Contract) -> Runner:
-        """A function that evaluates the saved package; outputs come back in the contract's order."""
-        from .coreml_eval import evaluate, load_program
+        """A function that evaluates the saved package; outputs come back in the contract's order.
 
-        program = load_program(path)
+        It is fed normalised tensors, also where the package takes an image: those are brought back to pixels.
+        """
+        from .coreml_runner import outputs_of
 
-        def run(inputs: Tensors) -> dict[str, np.ndarray]:
-            outputs = evaluate(program, inputs)
-            return {spec.name: outputs[spec.name] for spec in contract.outputs}
+        return outputs_of(path, contract)
 
-        return run
+    @staticmethod
+    def tapped(path: Path, contract: Contract) -> Runner:
+        """The same function with the results of the torch modules inside, by their paths.
 
+        Raises UserError for packages that don't tell their layers.
+        """
+        from .coreml_runner import taps_of
 
-def narrowed_contract(contract: Contract) -> tuple[Contract, list[str]]:
-    """The contract with int64 as int32, and a warning for each. Raises UserError for names and types that Core ML has not."""
-    warnings: list[str] = []
-
-    def narrowed(spec: TensorSpec) -> TensorSpec:
-        if not _LEGAL.fullmatch(spec.name):
-            raise UserError(
-                f"tensor name {spec.name!r} is not legal in Core ML (letters, digits and _, not starting with a digit)",
-                hint=f"rename it in the contract, say to {re.sub(r'[^A-Za-z0-9_]', '_', '_' * spec.name[0].isdigit() + spec.name)!r}",
-            )
-        if spec.dtype == "int64":
-            warnings.append(f"Core ML has no int64 arrays: {spec.name!r} is int32 in the package")
-            return spec.model_copy(update={"dtype": "int32"})
-        if spec.dtype not in _TYPES:
-            raise UserError(
-                f"tensor {spec.name!r} is {spec.dtype}, Core ML arrays are {', '.join(_TYPES)}",
-                hint="give the network a float32 input and let the app convert",
-            )
-        return spec
-
-    inputs, outputs = tuple(map(narrowed, contract.inputs)), tuple(map(narrowed, contract.outputs))
-    return contract.model_copy(update={"inputs": inputs, "outputs": outputs}), warnings
+        return taps_of(path, contract)
 
 
-def free_ranges(contract: Contract, example: tuple[Any, ...]) -> dict[str, Range]:
-    """The range of every free dimension: 1…64 along the first axis (the batch), 8…4096 elsewhere, wider when the example is.
+def planned(contract: Contract, precision: str, options: CoremlOptions, example: tuple[Any, ...]) -> tuple[Plan, list[str]]:
+    """(what the package is to be, warnings). Raises UserError for what the contract or the options do not allow."""
+    from .coreml_trace import systems
 
-    An example's own side becomes the default; the default batch is 1.
-    """
-    ranges: dict[str, Range] = {}
-    shown = example if len(example) == len(contract.inputs) else (None,) * len(contract.inputs)
-    for spec, value in zip(contract.inputs, shown, strict=True):
-        sizes = tuple(getattr(value, "shape", ()))
-        for axis, symbol in enumerate(spec.shape):
-            if not isinstance(symbol, str) or symbol in ranges:
-                continue
-            if axis == 0:
-                ranges[symbol] = Range(*_BATCH, default=1, traced=_TRACED_BATCH)
-            else:
-                side = int(sizes[axis]) if len(sizes) == len(spec.shape) else _TRACED_SIDE
-                ranges[symbol] = Range(min(_SIDE[0], side), max(_SIDE[1], side), default=side, traced=side)
-    return ranges
-
-
-def _example(contract: Contract, ranges: Mapping[str, Range], given: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The tensors to trace with: the given ones where they fit the shapes to trace, else seeded random ones."""
-    import torch
-
-    dims = {symbol: bounds.traced for symbol, bounds in ranges.items()}
-    arrays = contract.random_inputs(dims, seed=0)
-    shapes = [spec.concrete(dims) for spec in contract.inputs]
-    if len(given) == len(shapes) and all(tuple(t.shape) == shape for t, shape in zip(given, shapes, strict=True)):
-        return tuple(torch.as_tensor(tensor) for tensor in given)
-    return tuple(torch.from_numpy(arrays[spec.name]) for spec in contract.inputs)
+    contract, warnings = narrowed_contract(contract)
+    least = FORMS[precision].specification if precision in FORMS else 7
+    least = max(least, 9) if options.group and "palette" in precision else least
+    plan = Plan(contract, precision, options, systems(options.minimum_target, least=least))
+    if options.image or options.classifier:
+        kind = "image" if options.image else "classifier"
+        batches = {spec.shape[0] for spec in contract.inputs if spec.shape and isinstance(spec.shape[0], str)}
+        if batches:
+            warnings.append(f"Core ML's {kind} packages take one sample at a time: the batch is 1")
+            contract = fixed_contract(contract, dict.fromkeys(batches, 1))
+    listed = options.dims(contract)
+    if listed:
+        same = {symbol: sizes for symbol, sizes in listed[0].items() if all(dims[symbol] == sizes for dims in listed)}
+        contract = fixed_contract(contract, same)
+    image = image_of(contract) if options.image else None
+    ranges = listed_ranges(contract, listed) if listed else free_ranges(contract, example)
+    if image:
+        contract = image_contract(contract, *image)
+    if ranges and not listed:
+        warnings.append(_flexible(ranges))
+    return replace(plan, contract=contract, ranges=ranges, listed=listed, image=image), warnings
 
 
-def _convert(
-    module: nn.Module, example: tuple[Tensor, ...], contract: Contract, ranges: Mapping[str, Range], *, half: bool
-) -> tuple[Any, list[str]]:
-    """(the converted model, the warnings heard): by tracing, else by torch.export with a warning that says so."""
+def _written(module: nn.Module, plan: Plan, request: ExportRequest, warnings: list[str]) -> Exported:
+    """Facts about the package of `module` at `request.out`."""
+    from . import coreml_doors as doors
+    from . import coreml_trace as roads
+    from .coreml_classifier import labelled
+    from .coreml_layers import layers_of, places_of, scopes_of
+    from .coreml_quiet import quiet
+
+    contract = plan.contract
+    example = traced_example(contract, plan.ranges, request.example)
+    module = roads.flat(module, example, contract)
+    softmax = plan.options.classifier and not doors.gives_probabilities(module, example, contract)
+    module, example = doors.with_doors(module, example, contract, image=plan.image, softmax=softmax)
+    model, heard, traced = _convert(module, example, plan, scores=doors.SCORES if softmax else "")
+    with quiet() as more:
+        depth = roads.wrappers(module)
+        scopes = scopes_of(traced, depth)
+        layers = layers_of(model, module, example, scopes, depth=depth)
+        rest: list[Weight] = []
+        if plan.precision in FORMS:
+            places = places_of(model, scopes)
+            model, rest = packed(model, plan.precision, group=plan.options.group, places=places)
+            warnings += left_alone(rest, plan.precision, places)
+        if plan.options.classifier:
+            scores = doors.SCORES if softmax else contract.outputs[0].name
+            model = labelled(model, contract.classes, scores, keep_scores=not softmax)
+    made = saved(model, contract, request.out, (*warnings, *heard, *more), layers=layers)
+    flexible = bool(plan.ranges) and not plan.listed
+    return replace(made, audit=audited(made.ops, half=plan.half, flexible=flexible, islands=islands(rest)))
+
+
+def _convert(module: nn.Module, example: tuple[Tensor, ...], plan: Plan, *, scores: str) -> tuple[Any, list[str], Any]:
+    """(the converted model, the warnings heard, the trace it came from): else, by torch.export, None and a warning that says so."""
     from . import coreml_trace as roads
     from .coreml_quiet import quiet
 
+    contract, ranges = plan.contract, plan.ranges
     first = {spec.shape[0] for spec in contract.inputs if spec.shape}
     sides_known = all(symbol in first for symbol in ranges)
     free = [
@@ -169,43 +206,37 @@ def _convert(
         for spec in contract.inputs
     ]
     with quiet() as heard:
-        inputs, outputs = features(contract, ranges)
+        inputs, outputs = plan.features(scores)
+
+        def convert(program: Any) -> Any:
+            return roads.converted(program, inputs=inputs, outputs=outputs, half=plan.half, specifications=plan.specifications)
+
         traced: Any = None
         try:
             traced = roads.trace(module, example, sides_known=sides_known)
-            return roads.converted(traced, inputs=inputs, outputs=outputs, half=half), heard
+            return convert(traced), heard, traced
         except Exception as error:  # torch and coremltools refuse with every kind of exception
             heard.clear()
             try:
-                program = roads.exported(module, example, sides_known=sides_known, free=free)
-                model = roads.converted(program, inputs=inputs, outputs=outputs, half=half)
+                model = convert(roads.exported(module, example, sides_known=sides_known, free=free))
             except Exception:
                 raise roads.refusal(error, traced) from error
             heard.append(f"converted through torch.export, since tracing failed: {roads.first_line(error)}")
-            return model, heard
+            return model, heard, None
 
 
-def features(contract: Contract, ranges: Mapping[str, Range]) -> tuple[list[Any], list[Any]]:
-    """coremltools' descriptions of the contract's inputs and outputs; one symbol is one range, shared between inputs."""
-    import coremltools as ct
+def saved(
+    model: Any, contract: Contract, out: Path, warnings: tuple[str, ...], *, layers: Mapping[str, str] | None = None
+) -> Exported:
+    """The facts about `model`, saved at `out` with its `layers` noted, and read back.
 
-    dims = {s: ct.RangeDim(lower_bound=r.low, upper_bound=r.high, default=r.default) for s, r in ranges.items()}
-    inputs = [
-        ct.TensorType(
-            name=spec.name,
-            shape=ct.Shape(tuple(dims[d] if isinstance(d, str) else d for d in spec.shape)),
-            dtype=_TYPES[spec.dtype],
-        )
-        for spec in contract.inputs
-    ]
-    return inputs, [ct.TensorType(name=spec.name, dtype=_TYPES[spec.dtype]) for spec in contract.outputs]
-
-
-def saved(model: Any, contract: Contract, out: Path, warnings: tuple[str, ...]) -> Exported:
-    """The facts about `model`, saved at `out` and read back. Raises UserError when coremltools changed a tensor's name."""
+    Raises UserError when coremltools changed a tensor's name.
+    """
     import coremltools as ct
     import torch
 
+    from .coreml_classifier import LABEL, PROBABILITIES
+    from .coreml_layers import noted
     from .coreml_quiet import quiet
     from .coreml_trace import system_of
 
@@ -213,10 +244,13 @@ def saved(model: Any, contract: Contract, out: Path, warnings: tuple[str, ...]) 
         shutil.rmtree(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with quiet() as heard:
+        noted(model._spec, layers or {})
         model.save(str(out))
         spec = ct.utils.load_spec(str(out))
+    labels = (LABEL, PROBABILITIES) if spec.description.predictedFeatureName else ()
     for side, written in (("inputs", spec.description.input), ("outputs", spec.description.output)):
-        names, wanted = [feature.name for feature in written], [tensor.name for tensor in getattr(contract, side)]
+        names = [feature.name for feature in written if feature.name not in labels]
+        wanted = [tensor.name for tensor in getattr(contract, side)]
         if names != wanted:
             shutil.rmtree(out)
             raise UserError(

@@ -3,13 +3,14 @@
 It checks what the artifact *means* by the MIL specification. It is not Apple's runtime: in a float16 program every tensor is
 rounded to float16 after each operation, while sums inside an operation run in float32; the Neural Engine, the GPU and the CPU
 each accumulate in their own way. Weights kept compressed (`constexpr_*`: integers with scales, look-up tables, bit masks) are
-decoded with coremltools' own decoders. A choice (`cond`) runs the block that was chosen, and that one alone.
+decoded with coremltools' own decoders. A choice (`cond`) runs the block that was chosen, and that one alone. An image is fed as
+the pixels 0…255 that it holds, in float32 (1, C, H, W). A classifier's label is a string, its probabilities are in class order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,21 @@ Env = dict[str, Value]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the package says one input may be: its shape, with (lowest, highest) for a flexible dimension (highest −1: open)."""
+    """What the package says one input may be: its shape, with (lowest, highest) for a flexible dimension (highest −1: open),
+    or, where shapes are enumerated, one of these alone."""
 
     sizes: tuple[tuple[int, int], ...]
+    enumerated: frozenset[tuple[int, ...]] = frozenset()
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """None, when `shape` fits. Raises UserError when Core ML would refuse it."""
+        if self.enumerated:
+            if shape not in self.enumerated:
+                raise UserError(
+                    f"Core ML input {name!r} has shape {shape}, the package takes {', '.join(map(str, sorted(self.enumerated)))}",
+                    hint="feed one of these shapes, or export again with this one among the sizes",
+                )
+            return
         fits = len(shape) == len(self.sizes) and all(
             low <= n and (high < 0 or n <= high) for n, (low, high) in zip(shape, self.sizes, strict=True)
         )
@@ -62,13 +72,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A saved package in memory: constants, steps in order, and the names and types of inputs and outputs."""
+    """A saved package in memory: constants, steps in order, and the names and types of inputs and outputs.
+
+    `images` names the inputs that are images, `classes` the labels that a classifier's output chooses from; `metadata` is what
+    the package's author wrote into it.
+    """
 
     inputs: Mapping[str, Bounds]
     dtypes: Mapping[str, str]
     outputs: tuple[str, ...]
     constants: Env
     steps: tuple[Step, ...]
+    images: frozenset[str] = frozenset()
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_program(path: Path) -> Program:
@@ -96,11 +113,16 @@ def load_program(path: Path) -> Program:
         outputs=tuple(var.name for var in function.outputs),
         constants=constants,
         steps=steps,
+        images=frozenset(f.name for f in spec.description.input if f.type.WhichOneof("Type") == "imageType"),
+        classes={str(op.outputs[0].name): _labels(op) for op in function.operations if op.op_type == "classify"},
+        metadata=dict(spec.description.metadata.userDefined),
     )
 
 
-def evaluate(program: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs by name for input arrays by name, at any shape that the package allows.
+def evaluate(
+    program: Program, inputs: Mapping[str, np.ndarray], *, keep: Collection[str] = frozenset()
+) -> dict[str, np.ndarray]:
+    """The outputs by name for input arrays by name, at any shape that the package allows; and the inner values in `keep`.
 
     Raises UserError for missing or unknown inputs, a shape out of the package's bounds, and operations that cannot be computed.
     """
@@ -113,8 +135,9 @@ def evaluate(program: Program, inputs: Mapping[str, np.ndarray]) -> dict[str, np
         program.inputs[name].check(name, array.shape)
         env[name] = _typed(torch.from_numpy(np.array(array)), program.dtypes[name])
     with torch.inference_mode():
-        _run_all(program.steps, env, program.outputs)
-    return {name: _output(env[name]) for name in program.outputs}
+        _run_all(program.steps, env, (*program.outputs, *keep))
+    found = {name: _output(env[name]) for name in dict.fromkeys((*program.outputs, *keep))}
+    return found | {name: np.array(labels[int(found[name])]) for name, labels in program.classes.items()}
 
 
 def _run(step: Step, env: Env) -> None:
@@ -189,15 +212,33 @@ def _dtype(var: Any) -> str:
     return str(types.builtin_to_string(var.dtype))
 
 
+def _labels(op: Any) -> tuple[str, ...]:
+    """The class names of a `classify` operation."""
+    return tuple(str(name) for name in op.inputs["classes"].val)
+
+
+def _image_bounds(image: Any) -> Bounds:
+    """The shapes (1, C, H, W) that an image's description allows."""
+    channels = 1 if "GRAYSCALE" in image.ColorSpace.Name(image.colorSpace) else 3
+    front = ((1, 1), (channels, channels))
+    if image.WhichOneof("SizeFlexibility") == "imageSizeRange":
+        sides = (image.imageSizeRange.heightRange, image.imageSizeRange.widthRange)
+        return Bounds((*front, *((int(side.lowerBound), int(side.upperBound)) for side in sides)))
+    if image.WhichOneof("SizeFlexibility") == "enumeratedSizes":
+        return Bounds((), frozenset((1, channels, int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes))
+    return Bounds((*front, *((int(n), int(n)) for n in (image.height, image.width))))
+
+
 def _bounds(feature: Any) -> Bounds:
     """The shapes that an input's description allows."""
+    if feature.type.WhichOneof("Type") == "imageType":
+        return _image_bounds(feature.type.imageType)
     array = feature.type.multiArrayType
     if array.WhichOneof("ShapeFlexibility") == "shapeRange":
         ranges = array.shapeRange.sizeRanges
         return Bounds(tuple((int(r.lowerBound), int(r.upperBound)) for r in ranges))
     if array.WhichOneof("ShapeFlexibility") == "enumeratedShapes":
-        sides = zip(*(shape.shape for shape in array.enumeratedShapes.shapes), strict=True)
-        return Bounds(tuple((min(side), max(side)) for side in sides))
+        return Bounds((), frozenset(tuple(int(n) for n in shape.shape) for shape in array.enumeratedShapes.shapes))
     return Bounds(tuple((int(n), int(n)) for n in array.shape))
 
 
@@ -224,10 +265,12 @@ def _decoded(op: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 def _constant(value: Any) -> Value:
-    """A constant as the kernels take it."""
+    """A constant as the kernels take it; lists of strings (class names) are no kernel's business."""
     if isinstance(value, str):
         return value
     array = np.asarray(value)
+    if array.dtype.kind == "U":
+        return None
     if array.dtype.kind == "f":
         return torch.from_numpy(np.array(array, dtype=np.float32))
     return torch.from_numpy(np.array(array, dtype=np.bool_ if array.dtype == np.bool_ else np.int32))
@@ -239,8 +282,8 @@ def _steps(operations: Iterable[Any], constants: Env, opset: Any) -> tuple[Step,
     for op in operations:
         if op.op_type == "const" or op.op_type.startswith("constexpr_"):
             continue
-        if op.op_type == "cond":
-            steps.append(_choice(op, opset))
+        if op.op_type in _SPECIAL:
+            steps.append(_SPECIAL[op.op_type](op, opset))
             continue
         inputs: list[tuple[str, str | tuple[str, ...]]] = []
         for parameter, source in op.inputs.items():
@@ -285,6 +328,22 @@ def _choice(op: Any, opset: Any) -> Step:
     outer = dict.fromkeys(name for side in sides for name in side.outer)
     inputs = (("pred", str(op.inputs["pred"].name)), *((name, name) for name in outer))
     return Step("cond", compute, inputs, tuple((var.name, _dtype(var)) for var in op.outputs), ())
+
+
+def _classified(op: Any, _opset: Any) -> Step:
+    """A `classify` as one step: the number of the likeliest class, and the probabilities in class order."""
+
+    def compute(args: Args) -> tuple[Tensor, ...]:
+        shares = args.tensor("probabilities").reshape(-1)
+        return shares.argmax(), shares
+
+    label, shares = op.outputs
+    inputs = (("probabilities", str(op.inputs["probabilities"].name)),)
+    return Step("classify", compute, inputs, ((str(label.name), "int32"), (str(shares.name), "fp32")), ())
+
+
+_SPECIAL: Mapping[str, Callable[[Any, Any], Step]] = {"cond": _choice, "classify": _classified}
+"""Operations that are more than a kernel: they run blocks of their own, or give what is no tensor."""
 
 
 def _name(var: Any, constants: Env) -> str:

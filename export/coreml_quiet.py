@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
+
+from .barred import without
 
 _NOISE = (
     "Failed to load _ML",  # Apple's runtime is absent on Linux, on purpose
@@ -17,11 +19,14 @@ _NOISE = (
     "Saving value type of",
     "Core ML embedding (gather) layer does not support any inputs",
     "Tuple detected at graph output",
+    "It would be better to use kmeans1d",
     "When both 'convert_to' and 'minimum_deployment_target' not specified",
 )
 _BARS = (
     ("coremltools.converters.mil.frontend.torch.ops", "_tqdm"),
     ("coremltools.converters.mil.mil.passes.pass_pipeline", "tqdm"),
+    ("coremltools.optimize.coreml._quantization_passes", "tqdm"),
+    ("coremltools.optimize.coreml._post_training_quantization", "tqdm"),
 )
 
 
@@ -36,7 +41,7 @@ class _Collector(logging.Handler):
             self.heard.append(text)
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
     """A list that fills with coremltools' and torch's real warnings while the block runs; progress bars stay off.
 
@@ -51,7 +56,12 @@ def quiet() -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            importlib.import_module("coremltools")
+            with contextlib.ExitStack() as stack:
+                if (
+                    "coremltools" not in sys.modules
+                ):  # it imports ExecuTorch, where installed, for a dialect that is not used here
+                    stack.enter_context(without("executorch"))
+                importlib.import_module("coremltools")
             bars = _without_bars()
             yield heard
     finally:

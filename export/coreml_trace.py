@@ -84,6 +84,9 @@ class _Flat(nn.Module):
         return tuple(entries(self.module(*inputs)).values())
 
 
+_OURS = frozenset({_Flat.__name__, "PackageDoors"})
+
+
 def flat(module: nn.Module, example: tuple[Tensor, ...], contract: Contract) -> nn.Module:
     """`module`, wrapped when it returns anything but one tensor, so that it returns a flat tuple in the contract's order.
 
@@ -123,10 +126,32 @@ def exported(
         return torch.export.export(module, example, dynamic_shapes=shapes).run_decompositions({})
 
 
+def systems(target: str, *, least: int = 7) -> tuple[int, ...]:
+    """The program specifications to try, the oldest first: those from `least` on, or the one of the system `target` ("" for any).
+
+    Raises UserError when `target` is older than `least`.
+    """
+    if not target:
+        return tuple(specification for specification in _IOS if specification >= least)
+    (wanted,) = (specification for specification, system in _IOS.items() if system == target)
+    if wanted < least:
+        raise UserError(
+            f"the package is to run on {target}, and such weights need {_IOS[least]}",
+            hint=f"set minimum_target to {_IOS[least]}, or choose another precision",
+        )
+    return (wanted,)
+
+
 def converted(
-    program: Any, *, inputs: list[Any], outputs: list[Any], half: bool, exact: Callable[[Any], bool] | None = None
+    program: Any,
+    *,
+    inputs: list[Any],
+    outputs: list[Any],
+    half: bool,
+    exact: Callable[[Any], bool] | None = None,
+    specifications: Sequence[int] = tuple(_IOS),
 ) -> Any:
-    """The `MLModel` for the oldest system that has every operation the program needs, from iOS 16 on.
+    """The `MLModel` for the oldest system of `specifications` that has every operation the program needs.
 
     `exact` names the operations that stay in float32 in a `half` program.
     """
@@ -135,21 +160,20 @@ def converted(
     precision = ct.precision.FLOAT16 if half else ct.precision.FLOAT32
     if half and exact is not None:
         precision = ct.transform.FP16ComputePrecision(op_selector=lambda op: not exact(op))
-    newest = max(_IOS)
-    for specification, system in _IOS.items():
+    for specification in specifications:
         try:
             return ct.convert(
                 program,
                 inputs=inputs,
                 outputs=outputs,
                 convert_to="mlprogram",
-                minimum_deployment_target=getattr(ct.target, system),
+                minimum_deployment_target=getattr(ct.target, _IOS[specification]),
                 compute_precision=precision,
                 skip_model_load=True,
             )
         except Exception as error:
             # coremltools says in words, not by type, that an operation arrived with a later system
-            if specification == newest or "deployment_target" not in str(error):
+            if specification == specifications[-1] or "deployment_target" not in str(error):
                 raise
     raise AssertionError("unreachable: the newest system returns or raises")
 
@@ -162,6 +186,10 @@ def system_of(specification: int) -> str:
 def refusal(error: Exception, traced: Any) -> UserError:
     """coremltools' refusal as an error the user can act on: the operation, the module it sits in, and what to do."""
     reason = first_line(error)
+    if "deployment_target" in str(error):
+        return UserError(
+            f"an operation of this network needs a newer system: {reason}", hint="leave minimum_target out, or set a newer one"
+        )
     if "Adaptive pooling is only supported" in reason:
         return UserError(
             "Core ML cannot pool adaptively to a fixed grid while height and width are free",
@@ -190,12 +218,24 @@ def first_line(error: Exception) -> str:
 def _module_of(kind: str, traced: Any) -> str:
     """Where the first operation `kind` sits: " (module features.3)", or "" when the trace does not tell."""
     graph = getattr(traced, "inlined_graph", None)
-    wrapped = getattr(traced, "original_name", "") == _Flat.__name__
     if not kind or graph is None:
         return ""
     for node in graph.nodes():
         if node.kind().split("::")[-1] == kind:
-            path = node.scopeName().split("/")[-1].removeprefix("__module").lstrip(".")
-            path = path.removeprefix("module.") if wrapped else path
+            path = module_path(node, wrappers(traced))
             return f" (module {path})" if path else ""
     return ""
+
+
+def module_path(node: Any, depth: int) -> str:
+    """The path of the module that a node of a trace sits in, but for `depth` wrappers of ours; "" for the outermost."""
+    parts = node.scopeName().split("/")[-1].removeprefix("__module").lstrip(".").split(".")
+    return ".".join(parts[depth:])
+
+
+def wrappers(module: Any) -> int:
+    """How many modules of ours are around a user's module, or around its trace: each holds the next as `module`."""
+    depth = 0
+    while (getattr(module, "original_name", "") or type(module).__name__) in _OURS:
+        depth, module = depth + 1, module.module
+    return depth

@@ -35,6 +35,11 @@ class Options(BaseModel):
         """Whether a format that is written from the ONNX graph wants the torch module too."""
         return False
 
+    def dims(self, contract: Contract) -> tuple[dict[str, int], ...]:
+        """The sizes of the free dimensions that the artifact takes; () when any in its bounds will do."""
+        del contract
+        return ()
+
 
 @dataclass(frozen=True)
 class ExporterCard:
@@ -96,7 +101,8 @@ class ExportRequest:
     """One export to do. `module` is in eval mode with BatchNorm folded; `graph` is the slimmed ONNX graph of the same function.
 
     A user's own `.onnx` file comes with `module=None`. `calibration` holds feeds of real inputs, in the contract's layout, for a
-    precision that wants them. `keep_float` names nodes of `graph` that an integer artifact computes in float all the same. `label` is what the network is called.
+    precision that wants them. `keep_float` names nodes of `graph` that an integer artifact computes in float all the same.
+    `label` is what the network is called.
     """
 
     contract: Contract
@@ -113,7 +119,10 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an exporter wrote at `request.out`: the artifact's own contract (its layout may differ from the module's) and facts."""
+    """What an exporter wrote at `request.out`: the artifact's own contract (its layout may differ from the module's) and facts.
+
+    `route`: of a format that several converters write, which one did and why.
+    """
 
     contract: Contract
     ops: Mapping[str, int]
@@ -122,6 +131,7 @@ class Exported:
     evaluator: str = ""
     tool_versions: Mapping[str, str] = field(default_factory=dict)
     audit: Audit | None = None
+    route: str = ""
 
 
 class Exporter(Protocol):
@@ -150,5 +160,7 @@ exporters: Registry[Exporter, ExporterCard] = Registry(
         "trimtab.export.coreml",
         "trimtab.export.openvino",
         "trimtab.export.mnn",
+        "trimtab.export.ncnn",
+        "trimtab.export.executorch",
     ),
 )

@@ -28,7 +28,7 @@ class Order:
     precision: str
     path: Path
     contract: Contract
-    graph: onnx.ModelProto
+    graph: onnx.ModelProto | None
     module: nn.Module | None
     probes: tuple[Probe, ...]
     inputs: Literal["real", "random"]
@@ -57,8 +57,10 @@ def make(order: Order) -> Product:
     import onnx
 
     entry = exporters.entry(order.format)
-    graph = onnx.ModelProto()
-    graph.CopyFrom(order.graph)  # exporters may change theirs
+    graph = None
+    if order.graph is not None:
+        graph = onnx.ModelProto()
+        graph.CopyFrom(order.graph)  # exporters may change theirs
     request = ExportRequest(
         order.contract,
         order.precision,

@@ -7,6 +7,7 @@ from ..models.errors import UserError, did_you_mean
 from ..models.files import digest_of, new_folder, read_json, write_json, write_text
 from ..models.progress import LogProgress, Progress
 from ..models.registry import Registry
+from . import ncnn_files, noise, openvino_core
 from .artifact import GOLDEN, MANIFEST, SAMPLES, Artifact, Parity, load_artifact
 
 __all__ = [
@@ -24,7 +25,10 @@ __all__ = [
     "did_you_mean",
     "digest_of",
     "load_artifact",
+    "ncnn_files",
     "new_folder",
+    "noise",
+    "openvino_core",
     "read_json",
     "write_json",
     "write_text",

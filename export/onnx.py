@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections import Counter
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..models.contract import Contract
 from ..models.errors import UserError
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
+from .noise import hushed
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +35,7 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
     dynamic = {s.name: {i: d for i, d in enumerate(s.shape) if isinstance(d, str)} for s in specs}
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), hushed():  # at a failure torch prints the whole graph
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),
@@ -48,11 +50,21 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:300]
         raise UserError(
-            f"the network can't be traced to ONNX: {type(error).__name__}: {first}",
-            hint="torch.onnx.export(..., dynamo=False) must accept it; a size that must be fixed can be fixed in the contract",
+            f"the network can't be traced to ONNX: {type(error).__name__}: {first}{_place(module, contract, first)}",
+            hint="replace the operation in the module, or export --to coreml,executorch, which are written from the module itself; "
+            "a size that must be fixed can be fixed (--fix)",
         ) from error
     graph = onnx.load_from_string(buffer.getvalue())
     return named(onnxslim.slim(graph))
+
+
+def _place(module: nn.Module, contract: Contract, text: str) -> str:
+    """ ", in features.2 (net.py:41)": where the operator that an error names is used; "" when it names none."""
+    from .explain.scopes import origins
+
+    found = re.search(r"'(?:\w+::)?(\w+)'", text)
+    places = [str(each) for each in origins(module, contract) if found and each.op.strip("_") == found[1].strip("_")]
+    return f", in {places[0]}" if places else ""
 
 
 def named(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -156,6 +168,8 @@ class OnnxExporter:
         """Facts about the `.onnx` file written at `request.out`. Raises UserError for a graph that can't be quantised."""
         import onnx
 
+        from .onnx_audit import audit
+
         graph = request.graph
         if graph is None:
             raise ValueError("the ONNX exporter wants request.graph")
@@ -177,6 +191,7 @@ class OnnxExporter:
             warnings=tuple(heard),
             evaluator=f"ONNX Runtime {version('onnxruntime')} (CPU)",
             tool_versions={name: version(name) for name in ("onnx", "onnxruntime", "onnxslim")},
+            audit=audit(graph),
         )
 
     @staticmethod
@@ -199,3 +214,10 @@ class OnnxExporter:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
         return run
+
+    @staticmethod
+    def tapped(path: Path, contract: Contract) -> Runner:
+        """Runs the saved file without optimisations; its outputs and, by name, every float value inside."""
+        from .onnx_taps import tapped
+
+        return tapped(path, contract)

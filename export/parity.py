@@ -14,7 +14,7 @@ from ..models.contract import Contract, TensorSpec
 from .artifact import Parity, ParityCase
 from .exporter import Runner, Tensors
 
-GATES_DB = {"fp32": 90.0, "fp16": 45.0}
+GATES_DB = {"fp32": 90.0, "fp16": 45.0, "sparse": 45.0}
 REDUCED_DB = 25.0
 """The gate of every other precision: integers, palettes, sparse weights."""
 EXACT_DB = 200.0
@@ -57,13 +57,16 @@ def probes(
     seed: int,
     settings: Sequence[Tensors] = (),
     branch: Callable[[Tensors], int] | None = None,
+    listed: Sequence[Mapping[str, int]] = (),
 ) -> list[Probe]:
     """Probes at batch 1 (eight of them) and, where dimensions are dynamic, at two other sizes each.
 
     `real` holds samples (N, …) for a network with one input besides those that have a default; without it inputs are random in
     the value range. Inputs with a default have it, and `FORCED` more probes each have those of `settings`. `branch` tells which
-    branch answers.
+    branch answers. `listed`: the only sizes there may be, each probed.
     """
+    if listed:
+        return [_listed(contract, reference, size, real=real, seed=seed + k) for size in listed for k in range(FORCED)]
     batches = (1, 2, 5) if "N" in contract.symbols else (None,)
     spatial = [s for s in contract.symbols if s != "N"]
     sizes: list[dict[str, int]] = [dict.fromkeys(spatial, size) for size in ((64, 96, 48) if spatial else (0,))]
@@ -92,6 +95,21 @@ def probes(
     return found
 
 
+def _listed(
+    contract: Contract,
+    reference: Callable[[Tensors], Mapping[str, np.ndarray]],
+    size: Mapping[str, int],
+    *,
+    real: np.ndarray | None,
+    seed: int,
+) -> Probe:
+    """A probe at a listed size, of real samples where they have it."""
+    spec = next(spec for spec in contract.inputs if not spec.default)
+    fits = real is not None and real.shape[1:] == spec.concrete(size)[1:]
+    inputs = _draw(contract, dict(size), real if fits else None, start=seed, seed=seed)
+    return Probe(dict(size), inputs, dict(reference(inputs)))
+
+
 def _draw(contract: Contract, dims: dict[str, int], real: np.ndarray | None, *, start: int, seed: int) -> Tensors:
     settings = contract.defaults()
     drawn = [spec for spec in contract.inputs if spec.name not in settings]
@@ -109,8 +127,8 @@ def relayout(value: np.ndarray, source: TensorSpec, target: TensorSpec) -> np.nd
         value = value.transpose((0, 2, 3, 1) if target.layout == "NHWC" else (0, 3, 1, 2))
     if (source.scale, source.zero_point) != (target.scale, target.zero_point):
         value = source.real(value)
-        return np.ascontiguousarray(target.stored(value))
-    return np.ascontiguousarray(value.astype(target.dtype, copy=False))
+        return np.asarray(target.stored(value), order="C")
+    return np.asarray(value.astype(target.dtype, copy=False), order="C")  # a number stays one: no axis is added
 
 
 def inputs_in_layout(inputs: Tensors, *, module: Contract, artifact: Contract) -> dict[str, np.ndarray]:

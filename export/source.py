@@ -11,6 +11,7 @@ import numpy as np
 
 from ..models import files
 from ..models.contract import Contract
+from ..models.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -23,13 +24,14 @@ class Source:
 
     For one that adapts to its input: `dynamic` says how, `branch` tells which branch answers given inputs, and `settings` are
     the values of inputs with a default that make each branch answer, one after the other; `margin` tells how far, in logits, the
-    nearest of all gates is from deciding otherwise.
+    nearest of all gates is from deciding otherwise. A module that can't be traced to ONNX has no `graph`, and `untraced` says why:
+    formats that are written from the module itself may hold it all the same.
     """
 
     label: str
     contract: Contract
     reference: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-    graph: onnx.ModelProto
+    graph: onnx.ModelProto | None
     module: nn.Module | None
     origin: dict[str, str]
     dynamic: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +39,13 @@ class Source:
     settings: tuple[Mapping[str, np.ndarray], ...] = ()
     margin: Callable[[Mapping[str, np.ndarray]], float] | None = None
     warnings: tuple[str, ...] = ()
+    untraced: UserError | None = None
+
+    def traced(self) -> onnx.ModelProto:
+        """The ONNX graph. Raises UserError where there is none."""
+        if self.graph is None:
+            raise self.untraced or UserError(f"{self.label} has no ONNX graph", hint="export it to coreml or executorch")
+        return self.graph
 
 
 def module_source(
@@ -44,7 +53,7 @@ def module_source(
 ) -> Source:
     """A torch module as a Source: traced once to ONNX; the module itself is the reference.
 
-    Raises UserError for a network that decides in Python on its input's values, or can't be traced.
+    Raises UserError for a network that decides in Python on its input's values.
     """
     import torch
 
@@ -54,9 +63,20 @@ def module_source(
     module = module.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stub lacks it
     example = tuple(torch.from_numpy(v) for v in contract.random_inputs(contract.example_dims(batch=2), seed=seed).values())
     refuse_decisions(module, example)
-    graph = to_graph(module, contract, example)
+    graph, untraced = None, None
+    try:
+        graph = to_graph(module, contract, example)
+    except UserError as error:
+        untraced = error
     return Source(
-        label, contract, torch_reference(module, contract), graph, module, origin or {}, margin=gate_margin(module, contract)
+        label,
+        contract,
+        torch_reference(module, contract),
+        graph,
+        module,
+        origin or {},
+        margin=gate_margin(module, contract),
+        untraced=untraced,
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from ...models.contract import Contract, TensorSpec
 from ...models.edits import submodule
 from ...models.errors import UserError
 from ...models.routed import RoutedNet, confidence, plain_branch
-from ..coreml import CARD, features, narrowed_contract, saved
+from ..coreml import CARD, saved
+from ..coreml_audit import audited
+from ..coreml_inputs import features, narrowed_contract
 from ..coreml_quiet import quiet
-from ..coreml_trace import converted, first_line, trace
+from ..coreml_trace import converted, first_line, systems, trace
+from ..coreml_weights import FORMS, Weight, islands, left_alone, packed
 from ..exporter import Exported
 
 _DECISION = frozenset(
@@ -77,7 +81,19 @@ def export_routed(net: RoutedNet, contract: Contract, out: Path, precision: str)
         with torch.no_grad(), quiet() as heard:
             module = torch.jit.script(_assembled(net.eval(), image))
             inputs, outputs = features(whole, {})
-            model = converted(module, inputs=inputs, outputs=outputs, half=precision == "fp16", exact=_decides)
+            least = FORMS[precision].specification if precision in FORMS else 7
+            model = converted(
+                module,
+                inputs=inputs,
+                outputs=outputs,
+                half=precision != "fp32",
+                exact=_decides,
+                specifications=systems("", least=least),
+            )
+            rest: list[Weight] = []
+            if precision in FORMS:
+                model, rest = packed(model, precision, group=0, places={})
+                warnings += left_alone(rest, precision, {})
     except UserError:
         raise
     except Exception as error:  # torch and coremltools refuse with every kind of exception
@@ -93,7 +109,7 @@ def export_routed(net: RoutedNet, contract: Contract, out: Path, precision: str)
             f"the package holds {facts.ops.get('cond', 0)} choices, {len(net.branches)} branches want {wanted}",
             hint="report this network: coremltools decided some of them while it converted",
         )
-    return facts
+    return replace(facts, audit=audited(facts.ops, half=precision != "fp32", flexible=False, islands=islands(rest)))
 
 
 def _decides(op: Any) -> bool:

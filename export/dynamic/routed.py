@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
 from ...models.routed import RoutedNet, features_at, plain_branch
-from ..source import Source
 from ..onnx import to_graph
+from ..source import Source
 from .scopes import Part, Scope, shared_by_all
 from .share import share, slices_of
 

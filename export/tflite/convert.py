@@ -265,12 +265,16 @@ def signature(probe: np.ndarray) -> tuple[int, ...]:
     return tuple(int(column[0]) if np.all(column == column[0]) else FREE for column in probe.T)
 
 
-def refusal(failures: Sequence[str]) -> UserError:
+class RefusalError(UserError):
+    """TFLite, or our writer, has no place for some operators of a network."""
+
+
+def refusal(failures: Sequence[str]) -> RefusalError:
     """The one error for everything in a network that TFLite cannot hold."""
     lines = "".join(f"\n  - {line}" for line in failures[:_SHOWN])
     lines += f"\n  - and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
     count = "1 operator" if len(failures) == 1 else f"{len(failures)} operators"
-    return UserError(
+    return RefusalError(
         f"TFLite cannot hold {count} of this network:{lines}",
         hint="replace them in the module, file a rule with trimtab.export.tflite.registry.rule, or export --to onnx "
         "(or openvino, coreml), which hold more operators",

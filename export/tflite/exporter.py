@@ -12,11 +12,12 @@ from ...models import files
 from ...models.contract import Contract
 from ...models.errors import UserError
 from ..exporter import Exported, ExporterCard, ExportRequest, Options, Runner, exporters
+from . import roads
+from .convert import RefusalError
 from .session import Session
 
 if TYPE_CHECKING:
     from .ir import Program
-    from .metadata import About
 
 INTEGER = ("int8", "int16x8")
 """Precisions whose activations are integers."""
@@ -25,6 +26,12 @@ INTEGER = ("int8", "int16x8")
 class TFLiteOptions(Options):
     """What a `.tflite` file can be told."""
 
+    route: Literal["auto", "own", "litert-torch", "tensorflow"] = Field(
+        default="auto",
+        description="the converter: own, litert-torch or tensorflow (isolated environments: --setup), or auto: own, and litert-torch "
+        "for what it lacks",
+    )
+    saved_model: bool = Field(default=False, description="also a TensorFlow SavedModel beside the file (route tensorflow)")
     layout: Literal["NHWC", "NCHW"] = Field(
         default="NHWC", description="layout of images that go in and out: NHWC, or NCHW (one transposition at each door)"
     )
@@ -39,12 +46,17 @@ class TFLiteOptions(Options):
     author: str = Field(default="", description="the model's author in its metadata")
     licence: str = Field(default="", description="the model's licence in its metadata, such as Apache-2.0")
 
+    @property
+    def wants_module(self) -> bool:
+        """litert-torch starts from the torch module."""
+        return self.route == "litert-torch" or (self.route == "auto" and roads.ready("litert-torch"))
+
 
 CARD = ExporterCard(
     title="TFLite",
     suffix=".tflite",
     source="onnx",
-    precisions={"fp32": "", "fp16": "", "int8": "", "int8-dynamic": "", "int16x8": ""},
+    precisions={"fp32": "", "fp16": "", "int8": "", "int8-dynamic": "", "int16x8": "", "sparse": ""},
     defaults=("fp32",),
     packages=("ai_edge_litert", "flatbuffers", "ai_edge_quantizer"),
     extra="tflite",
@@ -72,38 +84,19 @@ class TFLiteExporter:
                 f"TFLite {request.precision} with {options.io} inputs and outputs can't be made: they go with int8 alone",
                 hint="use --precision int8, or io = float32",
             )
-        if request.graph is None:
-            raise UserError("TFLite is written from an ONNX graph and none was given", hint="export the module to ONNX first")
-        from ..onnx_int8 import check_names
-        from .anatomy import histogram
-        from .audit import audit
-        from .metadata import with_metadata
-        from .model import build
-        from .sizes import with_sizes
-        from .writer import SCHEMA_VERSION
-
-        check_names(request.keep_float, request.graph)
-        contract = laid_out(request.contract, options.layout)
-        program = build(request.graph, contract, integer=request.precision in INTEGER)
-        data = with_sizes(program, description="trimtab")
-        warnings: tuple[str, ...] = ()
-        tools = ["ai-edge-litert", "flatbuffers"]
-        if request.precision != "fp32":
-            data, contract, warnings = _quantised(data, program, contract, request, options)
-            tools.append("ai-edge-quantizer")
-        found = audit(data, integer=request.precision in INTEGER)
-        if options.metadata and any(spec.layout in ("NHWC", "NCHW") for spec in contract.inputs):
-            data = with_metadata(data, contract, _about(request, options))
-        files.write_bytes(request.out, data)
-        return Exported(
-            contract=contract,
-            ops=histogram(data),
-            spec_version=f"tflite schema {SCHEMA_VERSION}",
-            warnings=warnings,
-            evaluator=f"LiteRT {importlib.metadata.version('ai-edge-litert')} interpreter, XNNPACK, 1 thread",
-            tool_versions={name: importlib.metadata.version(name) for name in tools},
-            audit=found,
-        )
+        road = roads.other_road(request, options)
+        if road:
+            asked = "it was asked for" if options.route == road else f"auto, since {roads.SPARSE}"
+            made = roads.by(road, request, options, why=asked)
+        else:
+            try:
+                made = _own(request, options)
+            except RefusalError as refused:
+                if options.route != "auto":
+                    raise
+                made = roads.fallback(refused, request, options)
+        roads.with_metadata_in(request, made, options)
+        return made
 
     def runner(self, path: Path, contract: Contract) -> Runner:
         """A function that runs the saved file in LiteRT on one thread, resizing its inputs as they come.
@@ -135,11 +128,37 @@ def nhwc(contract: Contract) -> Contract:
     return laid_out(contract, "NHWC")
 
 
-def _about(request: ExportRequest, options: TFLiteOptions) -> About:
-    from .metadata import About
+def _own(request: ExportRequest, options: TFLiteOptions) -> Exported:
+    """Facts about the file that our own writer made at `request.out`, still without metadata."""
+    from ..onnx_int8 import check_names
+    from .anatomy import histogram
+    from .audit import audit
+    from .model import build
+    from .sizes import with_sizes
+    from .writer import SCHEMA_VERSION
 
-    told = f"TFLite {request.precision} network, written by trimtab"
-    return About(options.name or request.label, told, options.version, author=options.author, licence=options.licence)
+    if request.graph is None:
+        raise UserError("TFLite is written from an ONNX graph and none was given", hint="export the module to ONNX first")
+    check_names(request.keep_float, request.graph)
+    contract = laid_out(request.contract, options.layout)
+    program = build(request.graph, contract, integer=request.precision in INTEGER)
+    data = with_sizes(program, description="trimtab")
+    warnings: tuple[str, ...] = ()
+    tools = ["ai-edge-litert", "flatbuffers"]
+    if request.precision != "fp32":
+        data, contract, warnings = _quantised(data, program, contract, request, options)
+        tools.append("ai-edge-quantizer")
+    files.write_bytes(request.out, data)
+    return Exported(
+        contract=contract,
+        ops=histogram(data),
+        spec_version=f"tflite schema {SCHEMA_VERSION}",
+        warnings=warnings,
+        evaluator=f"LiteRT {importlib.metadata.version('ai-edge-litert')} interpreter, XNNPACK, 1 thread",
+        tool_versions={name: importlib.metadata.version(name) for name in tools},
+        audit=audit(data, integer=request.precision in INTEGER),
+        route="own writer: " + ("it was asked for" if options.route == roads.OWN else "auto, it holds every operator"),
+    )
 
 
 def _quantised(

@@ -147,6 +147,38 @@ def build_tflite(folder: Path, *, name="dense", width=10, features=64, **more) -
     return write_artifact(folder, name=name, kind="tflite", file="model.tflite", contract=contract, golden=golden, **more)
 
 
+def build_exported(folder: Path, kind: str) -> Path:
+    """The network of `build_onnx`, with its golden outputs, as this package's exporter of `kind` writes it."""
+    import onnx
+    import torch
+    from onnx import numpy_helper
+
+    from trimtab.export.exporter import ExportRequest, exporters
+
+    build_onnx(folder)
+    graph = onnx.load(folder / "model.onnx")
+    weights = {w.name: torch.from_numpy(numpy_helper.to_array(w).copy()) for w in graph.graph.initializer}
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w1, self.w2 = (torch.nn.Parameter(weights[name]) for name in ("w1", "w2"))
+
+        def forward(self, image):
+            return torch.relu(torch.nn.functional.conv2d(image, self.w1, padding=1)).mean((2, 3)) @ self.w2
+
+    entry = exporters.entry(kind)
+    path = folder / f"model{entry.card.suffix}"
+    done = entry.value.export(ExportRequest(image_contract(), "fp32", path, graph=graph, module=Net().eval()))
+    golden = dict(np.load(folder / GOLDEN, allow_pickle=False))
+    return write_artifact(folder, name="net", kind=kind, file=path.name, contract=done.contract, golden=golden)
+
+
+@pytest.fixture
+def exported_folder(tmp_path):
+    return lambda kind: build_exported(tmp_path / f"for-{kind}", kind)
+
+
 @pytest.fixture
 def onnx_folder(tmp_path):
     return lambda at="net", **more: build_onnx(tmp_path / at, **{"name": at, **more})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from trimtab.devices.profile import profile
 from trimtab.devices.runtime import RejectedError, fitting, require, runtimes, why_none
 from trimtab.export.manifest import UserError, load_artifact
 
@@ -15,14 +18,15 @@ NAMES = runtimes.names()
 
 
 @pytest.fixture
-def load(onnx_folder, tflite_folder):
+def load(onnx_folder, tflite_folder, exported_folder):
     """Loads a tiny artifact of the runtime's first format: (session, golden inputs, golden outputs)."""
 
     def loader(name, threads=1, batch=2, **options):
         card = runtimes.entry(name).card
         if gone := card.missing():
             pytest.skip(f"{card.title} is not installed ({', '.join(gone)}): {card.install}")
-        folder = onnx_folder(f"for-{name}") if "onnx" in card.formats else tflite_folder(f"for-{name}")
+        build = {"onnx": onnx_folder, "tflite": tflite_folder}.get(card.formats[0])
+        folder = build(f"for-{name}") if build else exported_folder(card.formats[0])
         artifact = load_artifact(folder)
         stored = np.load(folder / "golden.npz", allow_pickle=False)
         inputs = {key[6:]: stored[key] for key in stored if key.startswith("input:")}
@@ -115,6 +119,8 @@ def test_rejects_inputs_the_model_cannot_take(name, load):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rejects_a_contract_that_names_other_tensors(name, load):
+    if name == "executorch":
+        pytest.skip("ExecuTorch's programs hold no tensor names: the contract's order is all they have")
     session, inputs, _ = load(name)
     spec = session.contract.outputs[0]
     other = session.contract.model_copy(update={"outputs": (spec.model_copy(update={"name": "elsewhere"}),)})
@@ -150,6 +156,98 @@ def test_onnxruntime_tells_its_optimisation_level(load):
     assert load("onnxruntime", graph_optimizations="off")[0].describe().hints["graph_optimizations"] == "off"
 
 
+def test_executorch_tells_the_threads_of_the_whole_process(load):
+    """The pool is one for all sessions: the second one's wish is the first one's fact, until the first runs again."""
+    first, inputs, _ = load("executorch", threads=1)
+    assert first.describe().threads == 1
+    from executorch.extension.pybindings import portable_lib
+
+    portable_lib._unsafe_reset_threadpool(2)
+    assert first.describe().threads == 2
+    first.bind(inputs)
+    assert first.describe().threads == 1
+
+
+def test_ncnn_in_its_own_precision_says_so(load):
+    facts = load("ncnn", precision="default")[0].describe()
+    assert facts.hints["precision"] == "default"
+    assert facts.reduced_precision == (facts.hints["fp16_storage"] == "True" or facts.hints["fp16_arithmetic"] == "True")
+
+
+@pytest.mark.parametrize("name", ["executorch", "mnn", "ncnn"])
+def test_what_only_torch_and_graphs_become_is_profiled(name, exported_folder):
+    card = runtimes.entry(name).card
+    if gone := card.missing():
+        pytest.skip(f"{card.title} is not installed ({', '.join(gone)}): {card.install}")
+    found = profile([exported_folder(name)], preset="quick", budget_s=0.5)
+    assert [(m.runtime, m.outputs_ok) for m in found.measurements] == [(name, True)]
+
+
+@pytest.fixture
+def openvino_folder(onnx_folder, rewrite):
+    """The tiny ONNX network as an artifact in OpenVINO's own files, with the same golden outputs."""
+    import onnx
+
+    from trimtab.export.openvino import CARD, read, write
+
+    if CARD.missing():
+        pytest.skip("the openvino extra is not installed")
+
+    folder = onnx_folder("for-folder")
+    write(read(onnx.load(folder / "model.onnx")), folder / "model.openvino", half=False)
+    manifest = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(json.dumps({**manifest, "format": "openvino", "file": "model.openvino"}))
+    return rewrite(folder)
+
+
+def test_openvino_reads_its_own_folders(openvino_folder):
+    artifact = load_artifact(openvino_folder)
+    stored = np.load(openvino_folder / "golden.npz", allow_pickle=False)
+    image, logits = stored["input:image"], stored["output:logits"]
+    options = runtimes.entry("openvino").card.complete({})
+    session = require("openvino").load(
+        artifact.path(openvino_folder), artifact.contract, shapes={"image": image.shape}, threads=1, options=options
+    )
+    np.testing.assert_allclose(session.run({"image": image})["logits"], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(session.run({"image": image[1:]})["logits"], logits[1:], rtol=1e-4, atol=1e-5)
+    session.bind({"image": image})()
+    assert session.describe().hints["inference_precision"] == "f32"
+
+
+def test_openvino_folders_are_profiled(openvino_folder):
+    found = profile([openvino_folder], preset="quick", budget_s=0.5)
+    assert [(m.runtime, m.outputs_ok) for m in found.measurements] == [("openvino", True)]
+
+
+def test_openvino_rejects_a_folder_without_a_graph(openvino_folder, rewrite):
+    (openvino_folder / "model.openvino" / "model.xml").unlink()
+    rewrite(openvino_folder)
+    artifact = load_artifact(openvino_folder)
+    options = runtimes.entry("openvino").card.complete({})
+    with pytest.raises(RejectedError, match=r"openvino rejects model\.openvino: .+") as caught:
+        path = artifact.path(openvino_folder)
+        require("openvino").load(path, artifact.contract, shapes={"image": (1, 3, 16, 16)}, threads=1, options=options)
+    assert str(openvino_folder) not in str(caught.value)
+
+
+def test_openvino_reports_nothing_to_anyone(openvino_folder, tmp_path):
+    """In a process of its own, with a home folder of its own: no identifier is left there, and what would send is not loaded."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(home)}
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from trimtab.devices.profile import profile\n"
+        "profile([Path(sys.argv[1])], runtimes=['openvino'], budget_s=0.2)\n"
+        "print('openvino_telemetry' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(openvino_folder)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
+    assert not (home / "intel").exists()
+
+
 def test_unknown_runtime():
     with pytest.raises(UserError, match="unknown runtime 'onnxruntine'") as caught:
         require("onnxruntine")
@@ -165,9 +263,10 @@ def test_missing_package_names_the_extra(monkeypatch):
 
 def test_formats_and_the_reason_for_none():
     assert fitting("onnx") == ["onnxruntime", "openvino"]
+    assert fitting("openvino") == ["openvino"]
     assert fitting("coreml") == []
     assert "Apple" in why_none("coreml")
-    assert why_none("abc") == "no runtime here runs 'abc' files; they run onnx, tflite"
+    assert why_none("abc") == "no runtime here runs 'abc' files; they run onnx, openvino, tflite"
 
 
 def test_ctrl_c_after_openvino_is_a_keyboard_interrupt_not_a_crash(onnx_folder):

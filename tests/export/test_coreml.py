@@ -370,12 +370,6 @@ def test_types(tmp_path):
     assert best.tolist() == x.argmax(1).tolist()
 
 
-def test_int8_is_refused_with_its_reason(tmp_path):
-    with pytest.raises(UserError, match="cannot be written as int8: weight-only int8 is not written yet") as caught:
-        export(nn.ReLU(), contract({"x": (1, 3)}), tmp_path, "int8")
-    assert caught.value.hint == "use fp32, fp16"
-
-
 def test_python_control_flow_on_values_is_reported(tmp_path):
     class Branch(nn.Module):
         def forward(self, x):

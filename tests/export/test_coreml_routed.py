@@ -13,6 +13,7 @@ from routed_nets import CONTRACT, routed_net, samples
 
 from trimtab.export.coreml import CoremlExporter
 from trimtab.export.coreml_eval import load_program
+from trimtab.export.coreml_options import CoremlOptions
 from trimtab.export.dynamic.coreml_routed import export_routed, routed_contract
 from trimtab.export.exporter import ExportRequest
 from trimtab.export.parity import GATES_DB, judge, probes, sqnr_db
@@ -61,6 +62,34 @@ def test_every_branch_answers_as_in_torch(rule, at, precision, tmp_path):
         wanted, found, taken = answers(net, run, None if rule == "cluster" else limits, samples(8))
         assert taken == {number}
         assert sqnr_db(wanted, found) >= GATES_DB[precision]
+
+
+@pytest.mark.parametrize("precision", ["int8", "palette6"])
+def test_packed_weights_answer_as_in_torch(precision, tmp_path):
+    """Weights inside the choices' blocks are packed too; a random net keeps 40 dB in 8 bits, and nearly so in 64 values."""
+    net = routed_net("cascade")
+    facts = export_routed(net, CONTRACT, tmp_path / "m.mlpackage", precision)
+    run = CoremlExporter.runner(tmp_path / "m.mlpackage", facts.contract)
+    assert facts.ops["cond"] == 2
+    assert sum(count for op, count in facts.ops.items() if op.startswith("constexpr")) >= 4
+    assert f"float16 in the {precision} package" in facts.warnings[0]
+    assert facts.audit.islands["linear"] == 3, "their heads are small"
+    for number, limits in enumerate(FORCED):
+        wanted, found, taken = answers(net, run, limits, samples(8))
+        assert taken == {number}
+        assert sqnr_db(wanted, found) >= 40
+
+
+def test_options_are_refused_for_a_route(tmp_path):
+    request = ExportRequest(
+        contract=CONTRACT,
+        precision="fp16",
+        out=tmp_path / "m.mlpackage",
+        module=routed_net("cascade"),
+        options=CoremlOptions(image=True),
+    )
+    with pytest.raises(UserError, match="a routed Core ML package decides at one size, on arrays: it takes no options"):
+        CoremlExporter.export(request)
 
 
 def test_the_decision_is_torchs_own(tmp_path):
@@ -200,8 +229,8 @@ def test_what_a_route_cannot_be_is_refused(tmp_path):
     double = Contract(inputs=(*CONTRACT.inputs, TensorSpec(name="more", shape=(1,))), outputs=CONTRACT.outputs)
     with pytest.raises(UserError, match="2 inputs and 1 outputs; a route takes one of each"):
         export_routed(net, double, out, "fp32")
-    with pytest.raises(UserError, match="cannot be written as int8"):
-        export_routed(net, CONTRACT, out, "int8")
+    with pytest.raises(UserError, match="cannot be written as int8-activations"):
+        export_routed(net, CONTRACT, out, "int8-activations")
     renamed = CONTRACT.model_copy(update={"inputs": (CONTRACT.inputs[0].model_copy(update={"name": "my image"}),)})
     with pytest.raises(UserError, match="'my image' is not legal in Core ML"):
         export_routed(net, renamed, out, "fp32")

@@ -1,0 +1,1 @@
+"""What runs inside the environments, by their Python: nothing here imports trimtab."""
