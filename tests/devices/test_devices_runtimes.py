@@ -266,7 +266,7 @@ def test_formats_and_the_reason_for_none():
     assert fitting("openvino") == ["openvino"]
     assert fitting("coreml") == []
     assert "Apple" in why_none("coreml")
-    assert why_none("abc") == "no runtime here runs 'abc' files; they run onnx, openvino, tflite"
+    assert why_none("abc") == "no runtime here runs 'abc' files; they run executorch, mnn, ncnn, onnx, openvino, tflite"
 
 
 def test_ctrl_c_after_openvino_is_a_keyboard_interrupt_not_a_crash(onnx_folder):
