@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import output
 from .models import files
-from .models.errors import UserError
+from .models.errors import UnchangedError, UserError
 
 if TYPE_CHECKING:
     from .export.convert import Converted, Source
@@ -104,7 +104,9 @@ def reproduce(
     from .exporting import real_samples
     from .max_drop import FLOAT
 
-    wanted = [(pair, out / f"{'-'.join(pair)}.failed") for pair in failures]
+    wanted = [
+        (pair, out / f"{'-'.join(pair)}.failed") for pair, error in failures.items() if not isinstance(error, UnchangedError)
+    ]
     wanted += [
         ((c.artifact.format, c.artifact.precision), c.folder) for c in rejected if c.artifact.precision in FLOAT and not c.ok
     ]

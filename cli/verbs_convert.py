@@ -117,7 +117,7 @@ def export(
 ) -> int:
     """Write artifacts and prove each: fp32 must reach 90 dB SQNR against the network, fp16 45 dB, others 25 dB or the task's metric
     within a point, or it is rejected (exit 1). Converters run in processes of their own."""
-    from .export.convert import ConversionError, Limits, plan_formats
+    from .export.convert import ConversionError, Limits, check_packages, plan_formats
     from .exporting import Settings, format_options
     from .loading import keywords
     from .max_drop import check_drop
@@ -129,6 +129,7 @@ def export(
         raise UserError("there is nothing to export", hint="trimtab export NETWORK --to onnx,tflite -o artifacts")
     formats = listed(to)
     pairs = plan_formats(formats, listed(precision) if precision else None)
+    check_packages(formats)
     if max_drop is not None:
         check_drop(max_drop / 100, pairs)
     if route is not None:

@@ -65,7 +65,7 @@ def run(
     device: Device = "auto",
 ) -> int:
     """One command from your checkpoint to verified, measured artifacts and a report."""
-    from .export.convert import plan_formats
+    from .export.convert import check_packages, plan_formats
     from .job import JobConfig, run_job
     from .loading import open_network
     from .max_drop import check_drop
@@ -74,6 +74,7 @@ def run(
 
     plan = find_recipe(recipe)
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
+    check_packages(listed(to))
     if max_drop is not None:
         check_drop(max_drop / 100, pairs)
     with ExitStack() as stack:

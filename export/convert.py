@@ -32,6 +32,7 @@ __all__ = [
     "Limits",
     "Score",
     "Source",
+    "check_packages",
     "convert",
     "file_source",
     "module_source",
@@ -101,6 +102,14 @@ def plan_formats(formats: Sequence[str], precisions: Sequence[str] | None) -> li
             card.refuse(precision)
             pairs.append((name, precision))
     return list(dict.fromkeys(pairs))
+
+
+def check_packages(formats: Sequence[str]) -> None:
+    """None, when the packages that these formats are written with go together here. Raises UserError with every conflict (a
+    protobuf or numpy that another package pins, say) and the pip line."""
+    from .routes.conflicts import refuse_conflicts
+
+    refuse_conflicts(dict.fromkeys(package for name in formats for package in exporters.entry(name).card.packages))
 
 
 def convert(
@@ -235,7 +244,7 @@ def located(source: Source, error: UserError) -> UserError:
     if not places:
         return error
     told = "; ".join(f"{name} is {place}" for name, place in places.items())
-    return UserError(f"{error.what}\n    where: {told}", hint=error.hint, exit_code=error.exit_code)
+    return error.reworded(f"{error.what}\n    where: {told}")
 
 
 def _products(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..models.errors import UserError
+from ..models.errors import UnchangedError, UserError
 
 WEIGHTED = frozenset({"conv", "conv_transpose", "linear", "matmul", "einsum", "gather", "lstm", "gru", "rnn"})
 """The MIL operations whose constants are weights; other constants (position embeddings, windows) are never packed."""
@@ -96,7 +96,7 @@ def packed(model: Any, precision: str, *, group: int, places: Mapping[str, str])
     chosen = [weight for weight in weights if weight.size >= form.least]
     if not chosen:
         largest = max((weight.size for weight in weights), default=0)
-        raise UserError(
+        raise UnchangedError(
             f"no weight is worth packing as {precision}: the largest has {largest} numbers, it takes {form.least}",
             hint="use fp16",
         )
@@ -107,7 +107,7 @@ def packed(model: Any, precision: str, *, group: int, places: Mapping[str, str])
             model = _step(model, step, now, least=form.least, group=group, joint=number > 0)
     rest = weights_of(model)
     if len(rest) >= len(weights):
-        raise UserError(
+        raise UnchangedError(
             f"coremltools packed none of the {len(weights)} weights as {precision}", hint="use fp16, and report this network"
         )
     return model, rest
@@ -117,7 +117,7 @@ def _sparse_enough(chosen: Sequence[Weight], form: Form, precision: str, places:
     found = [weight for weight in chosen if weight.zeros >= form.zeros]
     if not found:
         most = max(chosen, key=lambda weight: weight.zeros)
-        raise UserError(
+        raise UnchangedError(
             f"{precision} stores zeros as bits, and no weight has enough of them: {most.shown(places)} has the most, "
             f"{most.zeros:.1%}; from {form.zeros:.1%} on it pays",
             hint="prune the network first (a lottery ticket), or use int8",

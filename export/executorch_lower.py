@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..models.contract import Contract
-from ..models.errors import UserError
+from ..models.errors import UnchangedError, UserError
 from .artifact import Audit, Unplaced
 from .executorch_errors import kind_of, refusal
 
@@ -119,7 +119,7 @@ def lowered(program: torch.export.ExportedProgram, contract: Contract, ranges: R
     islands = _islands(inside, portable) if integer else {}
     products = sum(count for kind, count in (taken + portable).items() if kind in _PRODUCTS)
     if integer and products == sum(islands.get(kind, 0) for kind in _PRODUCTS):
-        raise UserError(
+        raise UnchangedError(
             f"int8 was asked, and none of the network's {products} convolutions and products became integer",
             hint="export fp32 or fp16",
         )

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..models import files
 from ..models.contract import Contract
-from ..models.errors import UserError
+from ..models.errors import UnchangedError, UserError
 from .artifact import Audit
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
 from .feeding import fed
@@ -77,7 +77,7 @@ class MnnExporter:
         ops = histogram(request.out)
         if request.precision == "int8-weights" and not any(kind.startswith("Conv") for kind in ops):
             request.out.unlink()
-            raise UserError(
+            raise UnchangedError(
                 "MNN int8-weights was asked, and the network has no convolution or product whose weights could be so held",
                 hint="export fp32",
             )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..models.errors import UserError, did_you_mean
+from ..models.errors import UnchangedError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ def quantised(
         made = onnx.load(out)
     integer, floating = _split(made)
     if not integer:
-        raise UserError(
+        raise UnchangedError(
             f"int8 was asked, and none of the network's {len(floating)} convolutions and products could be quantised",
             hint="export fp32 or fp16",
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ..models.errors import UserError
+from ..models.errors import UnchangedError, UserError
 from .exporter import Options
 from .onnx_int8 import check_names
 from .openvino_core import library
@@ -119,7 +119,7 @@ def _scope(model: Any, graph: onnx.ModelProto, keep_float: frozenset[str], *, wh
 def _left(integer: list[str], floating: list[str], *, what: str, but: str) -> list[str]:
     """The warning that names what is left in float, if something is. Raises UserError where nothing became integers."""
     if not integer:
-        raise UserError(
+        raise UnchangedError(
             f"{what} was asked, and none of the network's {len(floating)} convolutions and products could be quantised",
             hint="export fp32 or fp16",
         )

@@ -86,7 +86,7 @@ class Worker:
         process.stdin.flush()
         result = self._awaited(process, job.with_suffix(".result"), label)
         if "error" in result:
-            raise UserError(**result["error"])
+            raise result["error"]
         if "traceback" in result:
             raise UserError(
                 f"{label}: the converter failed: {result['failure']}",
@@ -217,7 +217,7 @@ def _answer(job: Path) -> dict[str, Any]:
         function, args = cloudpickle.loads(job.read_bytes())
         return {"product": function(*args)}
     except UserError as error:
-        return {"error": {"what": error.what, "hint": error.hint, "exit_code": error.exit_code}}
+        return {"error": error}
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:300]
         return {"failure": f"{type(error).__name__}: {first}", "traceback": traceback.format_exc()}

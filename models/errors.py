@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -19,8 +20,26 @@ class UserError(Exception):
         self.hint = hint
         self.exit_code = exit_code
 
+    def reworded(self, what: str) -> UserError:
+        """The same error, its first part said otherwise."""
+        return _again(type(self), what, self.hint, self.exit_code)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels between processes: its kind and its words (a plain exception would forget the latter)."""
+        return _again, (type(self), self.what, self.hint, self.exit_code)
+
     def __str__(self) -> str:
         return f"{self.what}\n  → {self.hint}" if self.hint else self.what
+
+
+class UnchangedError(UserError):
+    """What was asked for changes nothing of this network: int8 of one that has nothing to quantise, sparse of one without zeros."""
+
+
+def _again(kind: type[UserError], what: str, hint: str, exit_code: int) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, what, hint=hint, exit_code=exit_code)
+    return error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

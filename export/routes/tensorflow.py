@@ -15,7 +15,7 @@ import numpy as np
 
 from ...models import files
 from ...models.contract import Contract
-from ...models.errors import UserError
+from ...models.errors import UnchangedError, UserError
 from ..exporter import Exported, ExportRequest
 from .environment import find, run, versions
 from .flatbuffer import evaluator, named
@@ -222,7 +222,7 @@ def _checked(data: bytes, ops: Mapping[str, int], sparse: int, precision: str, i
         "sparse": "" if sparse else "no weight has zeros enough to be stored without them",
     }[precision]
     if missing:
-        raise UserError(f"TFLite {precision} was asked of TensorFlow, and {missing}", hint="export fp32")
+        raise UnchangedError(f"TFLite {precision} was asked of TensorFlow, and {missing}", hint="export fp32")
     if precision == "int8" and islands:
         named_ones = ", ".join(f"{count} {kind}" for kind, count in islands.items())
         return (f"{sum(islands.values())} of {sum(ops.values())} operators stay in float: {named_ones}",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from ...models.contract import Contract, TensorSpec
-from ...models.errors import UserError
+from ...models.errors import UnchangedError
 
 _SHIFT = 128
 """uint8 holds the same numbers as int8 when 128 is added to its entries and to its zero point."""
@@ -46,7 +46,7 @@ def _described(spec: TensorSpec, tensor: Any, dtype: Literal["int8", "uint8"]) -
 
     scales = tensor.quantization.scale if tensor.quantization is not None else None
     if tensor.type != schema.TensorType.INT8 or scales is None or len(scales) != 1:
-        raise UserError(
+        raise UnchangedError(
             f"TFLite int8 with {dtype} inputs and outputs was asked, and {spec.name!r} stays in float",
             hint="export with io = float32",
         )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...models.errors import UserError
+from ...models.errors import UnchangedError, UserError
 from .anatomy import BRIDGES, FLOATS, anatomy
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _checked(data: bytes, precision: str) -> tuple[str, ...]:
     else:
         missing = ""
     if missing:
-        raise UserError(f"TFLite {precision} was asked, and {missing}", hint="export fp32")
+        raise UnchangedError(f"TFLite {precision} was asked, and {missing}", hint="export fp32")
     if precision not in ("int8", "int16x8") or not floating:
         return ()
     named = ", ".join(f"{count} {name}" for name, count in floating.most_common())

@@ -73,7 +73,10 @@ def test_version(cli):
         (["inspect", "--modle", "x"], "--modle"),
         (["frobnicate"], "frobnicate"),
         (["export", "x", "--to", "onxx", "-o", "y"], "unknown export format 'onxx'\n  → did you mean 'onnx'?"),
-        (["export", "x", "--to", "coreml", "--precision", "int8-activations", "-o", "y"], "cannot be written as int8-activations"),
+        (
+            ["export", "x", "--to", "coreml", "--precision", "int8-activations", "-o", "y"],
+            "cannot be written as int8-activations",
+        ),
         (["recipes", "validate", "nope.toml"], "recipe nope.toml does not exist"),
         (["demo", "--data", "imagenet"], "the demo has no network for data 'imagenet'"),
         (["train", "resnet21", "--data", "digits", "-o", "x"], "unknown architecture 'resnet21'\n  → did you mean"),

@@ -52,8 +52,7 @@ def test_layers_in_float_come_with_losses_and_price():
     assert "&lt;Conv&gt;" in html  # names are the user's, and escaped
     text = " ".join(unescape(html).split())
     assert (
-        "it loses 3.00 points of accuracy on 2 000 validation samples, with 2 in float 0.20; 0.50 are allowed (3 tries)"
-        in text
+        "it loses 3.00 points of accuracy on 2 000 validation samples, with 2 in float 0.20; 0.50 are allowed (3 tries)" in text
     )
     assert "Price: 1.23× the time of all integers and 1.71× as fast as fp32 on onnxruntime." in text
     assert text.index("/l0/<Conv>") < text.index("/l1/<Conv>")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_a_changed_artifact_is_refused(source, tmp_path):
     [
         (["onxx"], None, "unknown export format 'onxx'", "did you mean 'onnx'?"),
         (["onnx"], ["fp8"], "ONNX has no precision 'fp8'", "fp32"),
-        (["coreml"], ["int8"], "Core ML mlprogram cannot be written as int8", "use fp32, fp16"),
+        (["coreml"], ["int8-activations"], "Core ML mlprogram cannot be written as int8-activations", "use fp32, fp16"),
     ],
 )
 def test_what_a_format_can_t_hold_is_said_before_anything_runs(formats, precisions, message, hint):
@@ -174,9 +175,32 @@ class BakedIn(nn.Module):
         return torch.from_numpy(image.numpy().mean((2, 3)).repeat(4, axis=1)[:, :10])
 
 
-def test_a_network_that_can_t_be_traced_is_explained():
+def test_a_network_that_can_t_be_traced_is_explained(tmp_path):
+    source = module_source(Untraceable(), CONTRACT, label="x")
     with pytest.raises(UserError, match="can't be traced to ONNX"):
-        module_source(Untraceable(), CONTRACT, label="x")
+        convert(source, [("onnx", "fp32")], tmp_path)
+    with pytest.raises(UserError, match="can't be traced to ONNX"):
+        source.traced()
+
+
+class HyperbolicSine(nn.Module):
+    """An operator that the ONNX exporter has not, in a block of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Conv2d(3, 10, 3), nn.ReLU())
+
+    def forward(self, image):
+        return torch.asinh(self.blocks(image)).mean((2, 3))
+
+
+def test_an_operator_that_onnx_has_not_is_named_with_its_line_and_keeps_no_other_format_from_its_turn(tmp_path):
+    source = module_source(HyperbolicSine(), CONTRACT, label="x")
+    with pytest.raises(ConversionError, match=r"2 of 3 artifacts could not be written") as caught:
+        convert(source, [("onnx", "fp32"), ("tflite", "fp32"), ("executorch", "fp32")], tmp_path)
+    assert "onnx fp32, tflite fp32: the network can't be traced to ONNX" in caught.value.what  # said once
+    assert re.search(r"aten::asinh.* in the network itself \(test_convert\.py:\d+\)", caught.value.what)
+    assert [made.artifact.format for made in caught.value.made] == ["executorch"]
 
 
 def test_a_network_that_traces_wrongly_is_rejected(tmp_path):
@@ -198,12 +222,14 @@ def test_class_names_must_be_as_many_as_outputs(source, tmp_path):
         convert(replace(source, contract=contract), [("onnx", "fp32")], tmp_path)
 
 
-def test_what_fails_does_not_keep_the_others_from_being_written(source, tmp_path):
+def test_what_fails_does_not_keep_the_others_from_being_written(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("trimtab.export.tflite.roads.ready", lambda road: False)
     no_module = replace(source, graph=broken(source.graph))
     with pytest.raises(ConversionError, match="TFLite cannot hold 1 operator") as caught:
         convert(no_module, [("tflite", "fp32"), ("coreml", "fp32")], tmp_path)
     assert [made.artifact.format for made in caught.value.made] == ["coreml"]
     assert "coreml fp32 is in place" in caught.value.hint
+    assert "where: odd" not in caught.value.what  # a node of no module has no place
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coreml-fp32"]
 
 

@@ -119,10 +119,11 @@ def test_free_height_and_width(tmp_path, precision):
     assert len({(case.dims["H"], case.dims["W"]) for case in made.artifact.parity.cases}) == 3
 
 
-def test_an_adaptive_pool_to_a_grid_with_free_sides_is_refused_before_it_is_wrong():
+def test_an_adaptive_pool_to_a_grid_with_free_sides_is_refused_before_it_is_wrong(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10)).eval()
     with pytest.raises(UserError, match="can't be traced to ONNX"):
-        module_source(net, FREE, label="grid")
+        convert(module_source(net, FREE, label="grid"), [("mnn", "fp32")], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def graph_of(*nodes):
