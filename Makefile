@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all test-export lint bench clean
 
 help:
 	@echo "make demo      the whole job on the shipped network; prints the report's path"
 	@echo "make test      lint, types, room rules and every quick test"
 	@echo "make test-all  the slow tests too"
+	@echo "make test-export  every format and precision over the zoo, and the converters in environments of their own (about 30 minutes,"
+	@echo "               4.5 GB of environments in the cache folder)"
 	@echo "make bench     the measurements behind the README's tables (about 40 minutes)"
 
 setup:
@@ -30,6 +32,13 @@ test: lint
 test-all: lint
 	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+test-export: lint
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist lite0-weights
+	$(BIN)/trimtab export --setup litert-torch
+	$(BIN)/trimtab export --setup tensorflow
+	$(BIN)/trimtab export --setup tflite-support
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 tests/export tests/cli/test_export_options.py
 
 bench: setup
 	$(BIN)/python benchmarks/spine.py

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import tables_distill
 import tables_dynamic
+import tables_export
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md")
+PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md")
 
 
 def load(name: str) -> dict:
@@ -129,6 +130,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     **tables_distill.tables(),
     **tables_dynamic.tables(),
+    **tables_export.tables(),
 }
 
 

@@ -8,11 +8,13 @@ import warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from ..models.contract import Contract
 from ..models.errors import UserError
-from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
+from .exporter import Exported, ExporterCard, ExportRequest, Options, Runner, Tensors, exporters
 from .noise import hushed
 
 if TYPE_CHECKING:
@@ -141,6 +143,16 @@ def _symbol(name: str, axis: int) -> str:
     return "N" if axis == 0 else name or f"D{axis}"
 
 
+class OnnxOptions(Options):
+    """What an `.onnx` file can be told."""
+
+    activations: Literal["unsigned", "signed"] = Field(
+        default="unsigned",
+        description="int8: unsigned activations run fast on x86 and in OpenVINO; signed ones are what Arm's XNNPACK takes beside "
+        "signed weights",
+    )
+
+
 @exporters.register(
     "onnx",
     ExporterCard(
@@ -153,6 +165,7 @@ def _symbol(name: str, axis: int) -> str:
         extra="onnx",
         runtimes=("onnxruntime", "openvino"),
         calibrated=("int8",),
+        options=OnnxOptions,
         keeps_float="",
         taps="values",
     ),
@@ -179,7 +192,9 @@ class OnnxExporter:
         elif request.precision == "int8":
             from .onnx_int8 import quantised
 
-            graph, heard = quantised(graph, request.calibration, keep_float=request.keep_float)
+            options = request.options if isinstance(request.options, OnnxOptions) else OnnxOptions()
+            signed = options.activations == "signed"
+            graph, heard = quantised(graph, request.calibration, keep_float=request.keep_float, signed=signed)
         del graph.metadata_props[:]
         onnx.helper.set_model_props(graph, {"trimtab.contract": request.contract.model_dump_json()})
         onnx.save(graph, request.out)

@@ -1,4 +1,5 @@
-"""ONNX int8: QDQ by ONNX Runtime's static quantiser, weights signed per channel, activations unsigned, ranges the samples' min and max.
+"""ONNX int8: QDQ by ONNX Runtime's static quantiser, weights signed per channel, activations unsigned (or signed, where asked), ranges
+the samples' min and max.
 
 Unsigned activations are what runs fast on x86; OpenVINO runs the same file in int8.
 """
@@ -23,10 +24,14 @@ COMPUTING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def quantised(
-    graph: onnx.ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], *, keep_float: frozenset[str] = frozenset()
+    graph: onnx.ModelProto,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    *,
+    keep_float: frozenset[str] = frozenset(),
+    signed: bool = False,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """`graph` with quantise/dequantise pairs around what integers can compute, and warnings naming what stays in float: the nodes of
-    `keep_float`, and what can't be helped.
+    `keep_float`, and what can't be helped. `signed`: activations are signed integers too.
 
     Raises UserError for a graph that decides (`If`, `Loop`: branches are not calibrated), where nothing could be quantised, and for
     names in `keep_float` that are no nodes of the graph.
@@ -52,7 +57,7 @@ def quantised(
             _Feeds(feeds),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=sorted(keep_float),

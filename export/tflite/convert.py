@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...models.errors import UserError
 from .graph import Graph, Node
 from .ir import FREE, Program, Tensor
 from .layout import NHWC, Perm, Scramble, Value, identity
+from .refusal import RefusalError
 from .registry import UnsupportedError, rules
 
 INT = np.dtype("int32")
@@ -263,10 +263,6 @@ class Converter:
 def signature(probe: np.ndarray) -> tuple[int, ...]:
     """A shape with `FREE` wherever the probes' rows (P, rank) differ."""
     return tuple(int(column[0]) if np.all(column == column[0]) else FREE for column in probe.T)
-
-
-class RefusalError(UserError):
-    """TFLite, or our writer, has no place for some operators of a network."""
 
 
 def refusal(failures: Sequence[str]) -> RefusalError:

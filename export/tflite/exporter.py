@@ -13,7 +13,7 @@ from ...models.contract import Contract
 from ...models.errors import UserError
 from ..exporter import Exported, ExporterCard, ExportRequest, Options, Runner, exporters
 from . import roads
-from .convert import RefusalError
+from .refusal import RefusalError
 from .session import Session
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class TFLiteOptions(Options):
     )
     metadata: bool = Field(
         default=True, description="whether TFLite Metadata (normalisation, labels) is written into files with an image input"
+    )
+    metadata_writer: Literal["own", "tflite-support"] = Field(
+        default="own",
+        description="own, or tflite-support's image-classifier metadata (isolated environment: --setup tflite-support)",
     )
     name: str = Field(default="", description="the model's name in its metadata; default: the network's")
     version: str = Field(default="1", description="the model's version in its metadata")

@@ -79,11 +79,36 @@ def fallback(refused: UserError, request: ExportRequest, options: TFLiteOptions)
 
 
 def with_metadata_in(request: ExportRequest, exported: Exported, options: TFLiteOptions) -> None:
-    """None; the file at `request.out` has its metadata, when it is wanted and has an image input."""
+    """None; the file at `request.out` has its metadata, when it is wanted and has an image input.
+
+    Raises UserError where tflite-support is to write it and the network is no image classifier, or its environment is not there.
+    """
     if not (options.metadata and any(spec.layout in ("NHWC", "NCHW") for spec in exported.contract.inputs)):
+        if options.metadata_writer == "tflite-support":
+            raise UserError(
+                "tflite-support writes metadata of image inputs, and there is none", hint="leave metadata_writer out"
+            )
+        return
+    if options.metadata_writer == "tflite-support":
+        _genuine(request, exported)
         return
     from .metadata import About, with_metadata
 
     told = f"TFLite {request.precision} network, written by trimtab"
     about = About(options.name or request.label, told, options.version, author=options.author, licence=options.licence)
     files.write_bytes(request.out, with_metadata(request.out.read_bytes(), exported.contract, about))
+
+
+def _genuine(request: ExportRequest, exported: Exported) -> None:
+    """None; the file at `request.out` has an image classifier's metadata by tflite-support."""
+    from ..routes.support import write_metadata_genuine
+    from .metadata import normalisation
+
+    scale = normalisation(exported.contract.inputs[0])
+    if len(exported.contract.inputs) != 1 or not exported.contract.classes or scale is None:
+        raise UserError(
+            "tflite-support's metadata here is that of image classifiers: one image whose normalisation is known, and class names",
+            hint="use metadata_writer = own",
+        )
+    mean, std = scale
+    write_metadata_genuine(request.out, request.out, labels=exported.contract.classes, mean=mean, std=std)

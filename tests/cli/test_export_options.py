@@ -28,11 +28,12 @@ def make():
     torch.manual_seed(0)
     return Net()
 
+class Plain(Net):
+    def forward(self, image):
+        return self.head(self.body(image).mean((2, 3)))
+
 def make_plain():
-    torch.manual_seed(0)
-    net = Net()
-    net.forward = lambda image: net.head(net.body(image).mean((2, 3)))
-    return net
+    return Plain()
 
 class Deciding(Net):
     def forward(self, image):
@@ -187,3 +188,22 @@ def test_an_onnx_file_is_calibrated_on_the_data_named_beside_it(cli, tiny_npz, t
     assert "onnx int8: " in out
     assert load_artifact(next((tmp_path / "b").iterdir())).parity.inputs == "real"
     assert "--free wants a Bundle's network" in cli("export", file, "--to", "onnx", "--free", "size", "-o", "c")[2]
+
+
+def test_a_users_network_goes_to_every_format_with_a_verdict(cli, mine, tmp_path):
+    code, out, err = cli(
+        "export",
+        *mine("make_plain"),
+        "--to",
+        "onnx,tflite,coreml,openvino,executorch,ncnn,mnn",
+        "--precision",
+        "fp32,fp16",
+        "-o",
+        "a",
+    )
+    assert code == 0, out + err
+    assert out.count(": proven") == 14
+    for folder in (tmp_path / "a").iterdir():
+        artifact = load_artifact(folder)
+        assert artifact.parity.ok
+        assert artifact.audit is not None

@@ -10,6 +10,7 @@ from user_net import make
 
 from trimtab.export.artifact import load_artifact
 from trimtab.export.convert import convert, module_source
+from trimtab.export.exporter import exporters
 from trimtab.models.architectures import architectures
 from trimtab.models.contract import image_classifier
 from trimtab.models.errors import UserError
@@ -55,6 +56,17 @@ def test_int8_computes_in_integers_and_is_proven(source, tmp_path):
     assert model.metadata_props[0].key == "trimtab.contract"
     fp32 = exported(source, "fp32", tmp_path)[0].artifact
     assert artifact.size_bytes < fp32.size_bytes
+
+
+def test_activations_are_signed_on_request(source, tmp_path):
+    options = {"onnx": exporters.entry("onnx").card.configured({"activations": "signed"})}
+    made, model = exported(source, "int8", tmp_path, options=options)
+    assert made.ok
+    assert made.artifact.options == {"activations": "signed"}
+    points = {w.name: w.data_type for w in model.graph.initializer}
+    quantising = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantising
+    assert {points[node.input[2]] for node in quantising} == {onnx.TensorProto.INT8}
 
 
 def test_half_precision_keeps_float32_at_its_doors(source, tmp_path):

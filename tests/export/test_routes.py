@@ -663,3 +663,15 @@ def test_the_original_library_reads_what_trimtab_writes(source, tmp_path):
     np.testing.assert_allclose(mean, 255 * np.array(CONTRACT.inputs[0].mean), rtol=1e-5)
     np.testing.assert_allclose(std, 255 * np.array(CONTRACT.inputs[0].std), rtol=1e-5)
     assert "\n".join(CONTRACT.classes) in next(iter(told["files"].values()))
+
+
+@pytest.mark.slow
+def test_the_original_library_writes_metadata_on_request(source, tmp_path):
+    needs("tflite-support")
+    options = exporters.entry("tflite").card.configured({"metadata_writer": "tflite-support"})
+    made = exporters.get("tflite").export(
+        dataclasses.replace(request(source, "fp32", tmp_path / "own.tflite"), options=options)
+    )
+    told = read_metadata_genuine(tmp_path / "own.tflite")
+    assert told["metadata"]["name"] == "ImageClassifier"
+    assert exporters.get("tflite").runner(tmp_path / "own.tflite", made.contract)
