@@ -26,7 +26,7 @@ from trials import RESULTS
 
 from trimtab.compress.apply import tool_versions
 from trimtab.devices.profile import profile
-from trimtab.devices.runtime import fitting, require
+from trimtab.devices.runtime import require
 from trimtab.export.artifact import Artifact
 from trimtab.export.convert import ConversionError, convert
 from trimtab.export.exporter import exporters
@@ -112,7 +112,7 @@ def one(net: Net, pair: tuple[str, str], work: Path, args: argparse.Namespace) -
             continue
         row["others"][label] = {"seconds": round(seconds, 2), **facts(made)}
         folders[label] = folder
-    for runtime in () if args.no_latency else [r for r in fitting(name) if r in CROSS.get(name, fitting(name))]:
+    for runtime in CROSS.get(name, ()) if precision in ("fp32", "int8") and not args.no_latency else ():
         require(runtime)
         row["latency"] = latencies(folders, runtime, budget_s=args.budget)
     return row
