@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from .models.contract import Contract
+from .models.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ALLOWED = 0.01
 """One point: what a reduced precision may lose of the metric when its SQNR is below the gate."""
+BATCHES = (64, 8, 2, 1)
+"""Batches that are tried where the batch is free: formats that must say a bound take as many."""
 SAMPLES = 2000
 """Test samples that the metric is taken over when it has to decide."""
 
