@@ -47,16 +47,25 @@ def predictor(runner: Runner, contract: Contract, *, module: Contract | None = N
 
     original = module or channels_first(contract)
     name, result = original.inputs[0].name, original.outputs[0].name
-    batch = contract.inputs[0].shape[0]
+    fixed = contract.inputs[0].shape[0]
     settings = original.defaults()
+    sizes = [fixed] if isinstance(fixed, int) else list(BATCHES)
 
-    def predict(inputs: torch.Tensor) -> torch.Tensor:
-        parts = inputs.split(batch if isinstance(batch, int) else len(inputs))
+    def run(inputs: torch.Tensor) -> torch.Tensor:
         found = [
             run_in_layout(runner, {name: part.numpy(), **settings}, module=original, artifact=contract)[result]
-            for part in parts
+            for part in inputs.split(sizes[0])
         ]
         return torch.from_numpy(np.concatenate(found))
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                return run(inputs)
+            except UserError:
+                if len(sizes) == 1:
+                    raise
+                del sizes[0]  # a free batch has a bound in some formats
 
     return predict
 
