@@ -132,9 +132,19 @@ def aeq_defaults(net: Net, work: Path) -> tuple[Path, Contract]:
     module, name = net.source.contract, net.source.contract.inputs[0].name
     feeds = [inputs_in_layout({name: sample[None]}, module=module, artifact=contract) for sample in net.calibration]
     ranges = work_on.calibrate({"serving_default": feeds})
+    from trimtab.export.routes.flatbuffer import named
+
+    own = {side: {s.name: s.name for s in getattr(contract, side)} for side in ("inputs", "outputs")}
+    told = named(
+        bytes(work_on.quantize(ranges).quantized_model),
+        contract,
+        inputs=own["inputs"],
+        outputs=own["outputs"],
+        by="ai-edge-quantizer",
+    )
     made = work / "int8.tflite"
-    made.write_bytes(bytes(work_on.quantize(ranges).quantized_model))
-    return made, contract
+    made.write_bytes(told.data)
+    return made, told.contract  # its doors are integers
 
 
 def onnx2tf(net: Net, work: Path, *, python: str) -> tuple[Path, Contract]:

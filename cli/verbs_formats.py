@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ def formats(
 
     chosen = [exporters.entry(name)] if name else list(exporters)
     if name is None:
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 e.name,
                 ", ".join(precision for precision, why in e.card.precisions.items() if not why),
@@ -30,7 +31,10 @@ def formats(
             )
             for e in chosen
         ]
-        output.table("", ("format", "precisions", "free", "timed in", "state"), rows)
+        columns: tuple[str, ...] = ("format", "precisions", "free", "timed in", "state")
+        if shutil.get_terminal_size((100, 24)).columns < 80:  # the names of precisions must not break
+            columns, rows = columns[:2], [row[:2] for row in rows]
+        output.table("", columns, rows)
         output.say("`trimtab formats NAME` has the options of one, and the reason of every no")
     for e in chosen if name else ():
         say_format(e.name, e.card)

@@ -169,10 +169,11 @@ def _written(module: nn.Module, plan: Plan, request: ExportRequest, warnings: li
     from .coreml_classifier import labelled
     from .coreml_layers import layers_of, places_of, scopes_of
     from .coreml_quiet import quiet
+    from .tracing import tensors_only
 
     contract = plan.contract
     example = traced_example(contract, plan.ranges, request.example)
-    module = roads.flat(module, example, contract)
+    module = tensors_only(module, example, contract, title="Core ML")
     softmax = plan.options.classifier and not doors.gives_probabilities(module, example, contract)
     module, example = doors.with_doors(module, example, contract, image=plan.image, softmax=softmax)
     model, heard, traced = _convert(module, example, plan, scores=doors.SCORES if softmax else "")

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..models.contract import Contract
 from ..models.errors import UserError
-from ..models.outputs import entries
+from .tracing import TensorsOnly
 
 _IOS = {7: "iOS16", 8: "iOS17", 9: "iOS18"}
 """Program specification → the oldest system that runs it, as coremltools names its deployment targets."""
@@ -73,41 +72,7 @@ def _adaptive_side(x: Tensor, axis: int, size: int, out: int) -> Tensor:
     return torch.cat([part.mean(axis, keepdim=True) for part in parts], dim=axis)
 
 
-class _Flat(nn.Module):
-    """What `module` returns as a tuple of tensors, for modules that return dicts or named tuples."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(entries(self.module(*inputs)).values())
-
-
-_OURS = frozenset({_Flat.__name__, "PackageDoors"})
-
-
-def flat(module: nn.Module, example: tuple[Tensor, ...], contract: Contract) -> nn.Module:
-    """`module`, wrapped when it returns anything but one tensor, so that it returns a flat tuple in the contract's order.
-
-    Raises UserError when what it returns is not the contract's number of tensors.
-    """
-    with torch.no_grad():
-        result = module(*example)
-    found = entries(result)
-    for name, value in found.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"the module's output {name!r} is a {type(value).__name__}, Core ML outputs are tensors",
-                hint="wrap the module so that it returns its tensors in the contract's order",
-            )
-    if len(found) != len(contract.outputs):
-        wanted = ", ".join(spec.name for spec in contract.outputs)
-        raise UserError(
-            f"the module returns {len(found)} tensors, the contract has {len(contract.outputs)} outputs ({wanted})",
-            hint="name every output in the contract, or wrap the module so that it returns those alone",
-        )
-    return module if isinstance(result, Tensor) else _Flat(module).eval()
+_OURS = frozenset({TensorsOnly.__name__, "PackageDoors"})
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...], *, sides_known: bool) -> Any:

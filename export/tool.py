@@ -53,7 +53,7 @@ def run_tool(
     try:
         printed, _ = process.communicate(timeout=seconds)
     except BaseException as ended:
-        _stop(process)
+        stop(process)
         if isinstance(ended, subprocess.TimeoutExpired):
             raise UserError(
                 f"{title} was not finished after {seconds:g} s, and was stopped", hint="try a smaller input size", exit_code=1
@@ -62,8 +62,8 @@ def run_tool(
     return Said(process.returncode, printed.decode(errors="replace"))
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its children."""
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its children; it has no group of its own, so that it ends with the worker that started it."""
     import psutil
 
     with contextlib.suppress(psutil.Error):

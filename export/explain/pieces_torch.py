@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 
 from ...models.contract import Contract, TensorSpec
 from ...models.errors import UserError
-from ...models.outputs import entries
 from ..exporter import Tensors
 from ..parity import Probe
+from ..tracing import TensorsOnly
 from .pieces import Piece, Place, spec_of
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _exported(module: nn.Module, arguments: tuple[Tensor, ...]) -> fx.GraphModul
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(_Plain(module), arguments).module()
+            program = torch.export.export(TensorsOnly(module), arguments).module()
         except Exception as error:  # torch.export refuses with every kind of exception
             first = (str(error).splitlines() or [""])[0][:300]
             raise UserError(
@@ -173,17 +173,6 @@ def _exported(module: nn.Module, arguments: tuple[Tensor, ...]) -> fx.GraphModul
         elif node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False):
             _functional(node)
     return program
-
-
-class _Plain(nn.Module):
-    """A module whose outputs are a flat tuple, in the contract's order."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(entries(self.module(*inputs)).values())
 
 
 def _functional(node: fx.Node) -> None:

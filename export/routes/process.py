@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.errors import UserError
+from ..tool import stop
 
 HOST = Path(__file__).parent / "scripts" / "host.py"
 _SHOWN = 6
@@ -45,14 +45,14 @@ def run_script(python: Path, script: Path, job: Mapping[str, Any], *, seconds: f
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            _stop(process)
+            stop(process)
             raise UserError(
                 f"{label}: not finished after {seconds:g} s, and stopped",
                 hint=f"give it more time with --timeout. {_said(log)}",
                 exit_code=1,
             ) from None
         except BaseException:
-            _stop(process)
+            stop(process)
             raise
         if code or not answer.exists():
             raise UserError(f"{label}: {_death(code)}", hint=_said(log), exit_code=1)
@@ -66,18 +66,6 @@ def _result(answer: dict[str, Any], label: str) -> dict[str, Any]:
     if "failed" in answer:
         raise UserError(f"{label}: {answer['failed']}", hint=f"it ended with\n{_indented(answer['traceback'])}", exit_code=1)
     return dict(answer["result"])
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its children; it has no group of its own, so that it ends with the worker that started it."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-    process.kill()
-    process.wait()
 
 
 def _death(code: int) -> str:
