@@ -27,13 +27,14 @@ SHOWN = 12
 """Rows of the walk that the screen shows: the first departure is among them, all are in the JSON file."""
 
 
-def explain_all(source: Source, made: Sequence[Converted], *, task: Task | None, seed: int) -> None:
+def explain_all(source: Source, made: Sequence[Converted], *, task: Task | None, settings: Settings) -> None:
     """None; every artifact whose format shows its inner values has `explain.json` and `explain.png`, and a summary on the screen."""
-    from .export.convert import probed
+    from .export.convert import fitting_probes, probed
     from .export.exporter import exporters
     from .exporting import real_samples
 
-    source, probes = probed(source, real_samples(task), seed)
+    real = real_samples(task)
+    source, probes = probed(source, real, settings.seed)
     for each in made:
         card = exporters.entry(each.artifact.format).card
         name = f"{each.artifact.format} {each.artifact.precision}"
@@ -41,7 +42,8 @@ def explain_all(source: Source, made: Sequence[Converted], *, task: Task | None,
             told = "it passed as a whole" if each.ok else "see the script written beside it"
             output.say(f"{name}: {card.title} does not show what it computes inside; {told}")
             continue
-        _explained(source, each, probes, name)
+        options = settings.options.get(each.artifact.format) or card.options()
+        _explained(source, each, fitting_probes(source, options, probes, real), name)
 
 
 def _explained(source: Source, made: Converted, probes: Sequence[Probe], name: str) -> None:

@@ -243,7 +243,7 @@ def _exported(
             calibration = calibration_samples(task, pairs, how.calibrate)
             reproduce(source, failures, rejected, out, task=task, calibration=calibration, settings=how)
         if explain:
-            explain_all(source, made, task=task, seed=how.seed)
+            explain_all(source, made, task=task, settings=how)
 
     try:
         made = export_source(source, pairs, out, task=task, settings=how, on_artifact=say_artifact, on_reverted=say_reverted)

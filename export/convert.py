@@ -35,6 +35,7 @@ __all__ = [
     "check_packages",
     "convert",
     "file_source",
+    "fitting_probes",
     "module_source",
     "plan_formats",
     "probed",
@@ -193,6 +194,12 @@ def _check_classes(contract: Contract) -> None:
         )
 
 
+def fitting_probes(source: Source, options: Options, found: Sequence[Probe], real: np.ndarray | None) -> tuple[Probe, ...]:
+    """The probes of an artifact with these options: those `found`, or one set for each of the only sizes that it takes."""
+    listed = options.dims(source.contract)
+    return tuple(probes(source.contract, source.reference, real=real, seed=0, listed=listed)) if listed else tuple(found)
+
+
 def order_of(
     source: Source,
     pair: tuple[str, str],
@@ -214,8 +221,7 @@ def order_of(
             hint="export the Bundle instead, or --to onnx,tflite,openvino,mnn",
         )
     options = options if options is not None else card.options()
-    if listed := options.dims(source.contract):
-        found = probes(source.contract, source.reference, real=real, seed=0, listed=listed)
+    found = fitting_probes(source, options, found, real)
     feeds: tuple[Mapping[str, np.ndarray], ...] = ()
     if precision in card.calibrated:
         feeds = calibration_feeds(source.contract, calibration, what=f"{card.title} {precision}")
@@ -226,7 +232,7 @@ def order_of(
         contract=source.contract,
         graph=source.traced() if card.source == "onnx" else source.graph,
         module=source.module if card.source == "module" or options.wants_module else None,
-        probes=tuple(found) or tuple(probes(source.contract, source.reference, real=None, seed=0)[:1]),
+        probes=found or tuple(probes(source.contract, source.reference, real=None, seed=0)[:1]),
         inputs="random" if real is None else "real",
         options=options,
         feeds=feeds,
