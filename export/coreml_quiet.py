@@ -57,10 +57,9 @@ def quiet() -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             with contextlib.ExitStack() as stack:
-                if (
-                    "coremltools" not in sys.modules
-                ):  # it imports ExecuTorch, where installed, for a dialect that is not used here
-                    stack.enter_context(without("executorch"))
+                if "coremltools" not in sys.modules:  # it imports these, where installed, for dialects that are not used here
+                    for package in ("executorch", "torchao"):
+                        stack.enter_context(without(package))
                 importlib.import_module("coremltools")
             bars = _without_bars()
             yield heard
