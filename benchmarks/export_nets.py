@@ -45,8 +45,8 @@ class Net:
     about: str
 
 
-def digits(name: str, size: int, **kwargs: Any) -> Net:
-    """A zoo network trained on scikit-learn's digits (1,293 images of 8×8, scaled up) for five passes."""
+def digits(name: str, size: int, *, epochs: int = 5, **kwargs: Any) -> Net:
+    """A zoo network trained on scikit-learn's digits (1,293 images of 8×8, scaled up)."""
     folder = KEPT / name
     data = ["--data", "digits", "--data-arg", f"size=({size}, {size})"]
     if not (folder / MANIFEST).exists():
@@ -58,7 +58,7 @@ def digits(name: str, size: int, **kwargs: Any) -> Net:
                 *data,
                 *extra,
                 "--set",
-                "epochs=5",
+                f"epochs={epochs}",
                 "--set",
                 "lr=0.05",
                 "--set",
@@ -253,10 +253,10 @@ def segmenter() -> Net:
 NETS: dict[str, Callable[[], Net]] = {
     "resnet20": shipped,
     "vgg16_bn": lambda: digits("vgg16_bn", 32, width=0.25),
-    "mobilenet_v1": lambda: digits("mobilenet_v1", 32, width=0.5, stem_stride=1),
-    "mobilenet_v2": lambda: digits("mobilenet_v2", 32, width=0.5, stem_stride=1),
-    "mobilenet_v3_small": lambda: digits("mobilenet_v3_small", 32, stem_stride=1),
-    "vit_nano": lambda: digits("vit_nano", 28),
+    "mobilenet_v1": lambda: digits("mobilenet_v1", 32, epochs=12, width=0.5, stem_stride=1),
+    "mobilenet_v2": lambda: digits("mobilenet_v2", 32, epochs=12, width=0.5, stem_stride=1),
+    "mobilenet_v3_small": lambda: digits("mobilenet_v3_small", 32, epochs=12, stem_stride=1),
+    "vit_nano": lambda: digits("vit_nano", 28, epochs=30),
     "efficientnet_lite0": lite0,
     "isp": isp,
     "segmenter": segmenter,
