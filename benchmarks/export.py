@@ -70,9 +70,11 @@ def facts(made: Artifact) -> dict[str, Any]:
     }
 
 
-def latencies(folders: dict[str, Path], runtime: str, *, budget_s: float) -> dict[str, Any]:
+def latencies(net: Net, folders: dict[str, Path], runtime: str, *, budget_s: float) -> dict[str, Any]:
     """Ours (the first) timed with the others in the same rounds: medians, and how many times as fast as each other one ours is."""
-    result = profile(list(folders.values()), runtimes=[runtime], preset="quick", budget_s=budget_s, force=True)
+    free = {d: size for d, size in zip(net.source.contract.inputs[0].shape, net.real.shape, strict=True) if isinstance(d, str)}
+    dims = {**free, "N": 1} if len(free) > 1 else None
+    result = profile(list(folders.values()), runtimes=[runtime], preset="quick", dims=dims, budget_s=budget_s, force=True)
     by_label = {m.artifact: m for m in result.measurements}
     floors = [a.noise_floor for a in result.aa if a.noise_floor is not None]
     return {
@@ -116,7 +118,7 @@ def one(net: Net, pair: tuple[str, str], work: Path, args: argparse.Namespace) -
             folders[label] = folder
     for runtime in CROSS.get(name, ()) if precision in ("fp32", "int8") and not args.no_latency else ():
         require(runtime)
-        row["latency"] = latencies(folders, runtime, budget_s=args.budget)
+        row["latency"] = latencies(net, folders, runtime, budget_s=args.budget)
     return row
 
 

@@ -45,29 +45,15 @@ class Net:
     about: str
 
 
-def digits(name: str, size: int, *, epochs: int = 5, **kwargs: Any) -> Net:
+def digits(name: str, size: int, *, epochs: int = 5, optimizer: str = "sgd", **kwargs: Any) -> Net:
     """A zoo network trained on scikit-learn's digits (1,293 images of 8×8, scaled up)."""
     folder = KEPT / name
     data = ["--data", "digits", "--data-arg", f"size=({size}, {size})"]
     if not (folder / MANIFEST).exists():
         extra = [word for key, value in kwargs.items() for word in ("--model-arg", f"{key}={value}")]
-        code = trimtab(
-            [
-                "train",
-                name,
-                *data,
-                *extra,
-                "--set",
-                f"epochs={epochs}",
-                "--set",
-                "lr=0.05",
-                "--set",
-                "amp=off",
-                "-o",
-                str(folder),
-                "--force",
-            ]
-        )
+        settings = {"epochs": epochs, "optimizer": optimizer, "lr": 0.003 if optimizer == "adamw" else 0.05, "amp": "off"}
+        told = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        code = trimtab(["train", name, *data, *extra, *told, "-o", str(folder), "--force"])
         if code:
             raise SystemExit(code)
     task = open_task("classification", {"data": "digits", "size": (size, size)})
@@ -255,8 +241,8 @@ NETS: dict[str, Callable[[], Net]] = {
     "vgg16_bn": lambda: digits("vgg16_bn", 32, width=0.25),
     "mobilenet_v1": lambda: digits("mobilenet_v1", 32, epochs=12, width=0.5, stem_stride=1),
     "mobilenet_v2": lambda: digits("mobilenet_v2", 32, epochs=12, width=0.5, stem_stride=1),
-    "mobilenet_v3_small": lambda: digits("mobilenet_v3_small", 32, epochs=12, stem_stride=1),
-    "vit_nano": lambda: digits("vit_nano", 28, epochs=30),
+    "mobilenet_v3_small": lambda: digits("mobilenet_v3_small", 32, epochs=20, optimizer="adamw", stem_stride=1),
+    "vit_nano": lambda: digits("vit_nano", 28, epochs=30, optimizer="adamw"),
     "efficientnet_lite0": lite0,
     "isp": isp,
     "segmenter": segmenter,
