@@ -57,9 +57,8 @@ def digits(name: str, size: int, *, epochs: int = 5, optimizer: str = "sgd", **k
         if code:
             raise SystemExit(code)
     task = open_task("classification", {"data": "digits", "size": (size, size)})
-    return _bundle_net(
-        name, folder, task, f"{name} {kwargs or ''} on scikit-learn's digits at {size}×{size}".replace("  ", " ")
-    )
+    made = "".join(f", {key} {value}" for key, value in kwargs.items())
+    return _bundle_net(name, folder, task, f"on scikit-learn's digits at {size}×{size}{made}")
 
 
 def _bundle_net(name: str, folder: Path, task: Task, about: str) -> Net:
