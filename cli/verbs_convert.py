@@ -11,6 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import output
+from .export_options import (
+    Calibrate,
+    Dynamic,
+    Explain,
+    Fix,
+    Free,
+    KeepFeatures,
+    MaxDrop,
+    MaxLatency,
+    Route,
+    Settings_,
+    Setup,
+)
 from .export_text import say_artifact, say_features, say_reverted, say_target, say_trial
 from .options import Force, Jobs, Memory, NoIsolation, Out, Precision, Selection, Timeout, To, listed, selects
 
@@ -50,65 +63,17 @@ def export(
     to: To = "",
     out: Out = Path("artifacts"),
     precision: Precision = None,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", help="Option of a format as FORMAT.NAME=VALUE (repeatable); `trimtab formats` lists them."),
-    ] = [],
-    free: Annotated[
-        str | None, typer.Option("--free", help="Dimensions that are free at run time: batch, size (or both).")
-    ] = None,
-    fix: Annotated[list[str], typer.Option("--fix", help="Size of a dimension that was free: N=1 (repeatable).")] = [],
-    calibrate: Annotated[
-        int, typer.Option("--calibrate", min=16, help="Training samples that the ranges of int8 are taken from.")
-    ] = 128,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            "--max-drop",
-            help="Points of the task's metric that an integer artifact may lose on validation data: the fewest layers are kept in "
-            "float to meet it (0.5: half a point).",
-        ),
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Walk both programs layer by layer: where the artifact departs, and by how much.")
-    ] = False,
-    keep_features: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-features",
-            min=0,
-            help="Keep the first K features before the classifier, of a network trained with nested dropout; 0: as few as the "
-            "validation data allows.",
-        ),
-    ] = None,
-    dynamic: Annotated[
-        str | None,
-        typer.Option(
-            "--dynamic",
-            help="The form of a network with gates or branches: masked, gathered, static, routed, or auto (measured here). "
-            "Default: as it is.",
-        ),
-    ] = None,
-    max_latency: Annotated[
-        float | None,
-        typer.Option(
-            "--max-latency",
-            help="Milliseconds that a routed network may take on average: its branches are timed here, and the thresholds "
-            "that are most accurate within it become the artifact's.",
-        ),
-    ] = None,
-    route: Annotated[
-        str | None,
-        typer.Option(
-            "--route", help="The converter of TFLite: own, litert-torch, tensorflow, or auto (as --set tflite.route=)."
-        ),
-    ] = None,
-    setup: Annotated[
-        str | None,
-        typer.Option(
-            "--setup", help="Make the isolated environment of a converter instead: litert-torch, tensorflow, tflite-support."
-        ),
-    ] = None,
+    settings: Settings_ = [],
+    free: Free = None,
+    fix: Fix = [],
+    calibrate: Calibrate = 128,
+    max_drop: MaxDrop = None,
+    explain: Explain = False,
+    keep_features: KeepFeatures = None,
+    dynamic: Dynamic = None,
+    max_latency: MaxLatency = None,
+    route: Route = None,
+    setup: Setup = None,
     jobs: Jobs = 2,
     timeout: Timeout = 900.0,
     memory: Memory = 0.0,
