@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -130,7 +130,8 @@ def _step(model: Any, step: Pack, weights: Sequence[Weight], *, least: int, grou
     import coremltools.optimize.coreml as cto
 
     configs = {name: _config(step, weight, least=least, group=group) for weight in weights for name in weight.readers}
-    config = cto.OptimizationConfig(op_name_configs=configs)
+    plain = _config(step, replace(weights[0], kind="matmul"), least=least, group=0)
+    config = cto.OptimizationConfig(op_name_configs=_agreed(model, configs, plain))
     try:
         if step == "mask":
             return cto.prune_weights(model, config)
@@ -139,6 +140,19 @@ def _step(model: Any, step: Pack, weights: Sequence[Weight], *, least: int, grou
         return cto.palettize_weights(model, config, joint_compression=joint)
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise UserError(f"coremltools cannot pack these weights: {error}", hint="use fp16 or another precision") from error
+
+
+def _agreed(model: Any, configs: Mapping[str, Any], plain: Any) -> dict[str, Any]:
+    """The configs by operation, `plain` (no blocks, no groups) where operations that share a constant, were it a bias that stays as
+    it is, had different ones: coremltools takes that for a contradiction."""
+    import coremltools.optimize.coreml as cto
+
+    agreed = dict(configs)
+    constants = cto.get_weights_metadata(model, weight_threshold=0).values()
+    sharing = [[str(op.name) for op in told.child_ops if str(op.name) in agreed] for told in constants]
+    while apart := [names for names in sharing if any(agreed[name] != agreed[names[0]] for name in names)]:
+        agreed |= {name: plain for names in apart for name in names}
+    return agreed
 
 
 def _config(step: Pack, weight: Weight, *, least: int, group: int) -> Any:
