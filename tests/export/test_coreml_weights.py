@@ -348,7 +348,13 @@ def test_convolutions_that_share_a_bias_are_packed_alike(tmp_path):
     """Equal biases are one constant in the package; blocks of different length beside it were a contradiction to coremltools."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 60, 1), nn.ReLU(), nn.Conv2d(60, 32, 1), nn.Flatten(), nn.Linear(6272, 5)
+        nn.Conv2d(3, 128, 3),
+        nn.ReLU(),
+        nn.Conv2d(128, 60, 1),
+        nn.ReLU(),
+        nn.Conv2d(60, 128, 1),
+        nn.Flatten(),
+        nn.Linear(128 * 14 * 14, 5),
     )
     with torch.no_grad():
         net[0].bias.zero_()
@@ -356,4 +362,4 @@ def test_convolutions_that_share_a_bias_are_packed_alike(tmp_path):
     contract = image_classifier(channels=3, height=16, width=16, classes=tuple("abcde"), mean=(0.5,) * 3, std=(0.25,) * 3)
     (made,) = convert(module_source(net.eval(), contract, label="shared"), [("coreml", "int4")], tmp_path)
     assert made.artifact.parity.sqnr_db > 12
-    assert made.artifact.size_bytes < 40_000  # 4 bits each: 35,000 weights
+    assert made.artifact.size_bytes < 100_000  # 4 bits each: 144,000 weights
