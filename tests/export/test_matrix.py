@@ -147,6 +147,8 @@ def test_a_planted_fault_is_caught(sources, tmp_path, pair, fault):
     assert "below the" in made.artifact.parity.reason
 
 
+REFUSES = {("vit_nano", "ncnn"): "ncnn has no layer for .*torch.unbind .*module blocks.0.attn"}
+"""What a format can't hold of the zoo, and what it says."""
 ZOO = ("resnet20", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_lite0", "vit_nano")
 
 
@@ -166,6 +168,10 @@ def test_the_zoo_in_every_format_and_precision(tmp_path, name, pair):
     real = contract.inputs[0].normalised(
         np.random.default_rng(0).integers(0, 256, (40, 3, side, side)).astype(np.float32) / 255
     )
+    if (name, pair[0]) in REFUSES:
+        with pytest.raises(UserError, match=REFUSES[name, pair[0]]):
+            convert(source, [pair], tmp_path, real=real[:8], calibration=real[8:])
+        return
     (made,) = convert(source, [pair], tmp_path, real=real[:8], calibration=real[8:])
     floor = {"fp32": 90.0, "fp16": 40.0}.get(pair[1], 0.0)
     assert made.artifact.parity.sqnr_db >= floor, made.artifact.parity.reason
