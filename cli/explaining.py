@@ -39,7 +39,7 @@ def explain_all(source: Source, made: Sequence[Converted], *, task: Task | None,
         card = exporters.entry(each.artifact.format).card
         name = f"{each.artifact.format} {each.artifact.precision}"
         if not card.taps:
-            told = "it passed as a whole" if each.ok else "see the script written beside it"
+            told = "it passed as a whole" if each.ok else "a float artifact is reduced to its smallest wrong piece instead"
             output.say(f"{name}: {card.title} does not show what it computes inside; {told}")
             continue
         options = settings.options.get(each.artifact.format) or card.options()
