@@ -86,7 +86,7 @@ class ConversionError(UserError):
         super().__init__(
             f"{len(errors)} of {asked} artifacts could not be written:{''.join(lines)}",
             hint=f"{written} {'is' if len(made) == 1 else 'are'} in place" if made else "nothing was written",
-            exit_code=max(error.exit_code for error in errors) if all(e.exit_code == 2 for e in errors) else 1,
+            exit_code=2 if all(error.exit_code == 2 for error in errors) else 1,
         )
 
 
@@ -133,9 +133,9 @@ def convert(
 
     `real`: at least eight normalised samples (N, …) to judge on; without, seeded random inputs. `calibration`: at least sixteen
     others, that integer ranges are taken from; UserError where a precision wants them and they are missing or say nothing.
-    `options` by format; `keep_float`: nodes of `source.graph` that stay in float, by pair, and `reverts`, how they were
-    chosen. `score` decides on reduced precisions
-    whose SQNR is below the gate. With `limits` converters run in processes of their own, several formats at once; without, here.
+    `options` by format; `keep_float`: nodes of `source.graph` that stay in float, by pair, and `reverts`, how they were chosen. `score`
+    decides on reduced precisions whose SQNR is below the gate. With `limits` converters run in processes of their own, several
+    formats at once; without, here.
     An artifact that fails parity lies in `<format>-<precision>.rejected/` instead. Raises ConversionError when some could not be
     written at all, after all others are done.
     """

@@ -18,19 +18,6 @@ from trimtab.models.bundle import load_bundle
 QUICK = 'epochs = 0.2\nbatch_size = 40\namp = "off"\naugment = false\n'
 
 
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in a folder of its own: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main([str(a) for a in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_npz):
     """A small ResNet trained for a moment on the squares."""

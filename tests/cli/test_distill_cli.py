@@ -10,19 +10,6 @@ from trimtab.app import main
 SHORT = ["--set", "epochs=1", "--set", "batch_size=40", "--set", "amp=off"]
 
 
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in a folder of its own: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main([str(a) for a in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, tiny_npz):
     """A ResNet-8 trained for a moment on the squares."""

@@ -19,19 +19,6 @@ GATES = f'[[step]]\nkind = "ftwt"\nr = 0.8\nscale = "standardise"\ncalibrate = t
 ROUTE = f'[[step]]\nkind = "route"\nratios = [0.3, 1.0]\nround_to = 1\nmax_accuracy_drop = 0.2\n{COMMON}'
 
 
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in a folder of its own: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main([str(a) for a in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def made(folder, *args):
     assert main([str(a) for a in (*args, "-o", folder)]) == 0
     return folder

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from trimtab.app import main
 from trimtab.export.artifact import load_artifact
 
 ODD_NET = """
@@ -45,19 +44,6 @@ class Deciding(Net):
 def make_deciding():
     return Deciding()
 """
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command in a folder of its own: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main([str(a) for a in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
