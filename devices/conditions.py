@@ -1,19 +1,31 @@
-"""What this machine tells about itself before and after a measurement. What it won't tell comes back with the reason."""
+"""What this machine tells about itself before and after a measurement. What it won't tell comes back with the reason.
+
+It needs the standard library alone, so that it travels to boards; psutil, where it is there, answers on other systems than Linux.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
-import psutil
+from ..export.light import UserError
+from .reading import Machine, Reading, Snapshot
 
-from ..export.manifest import UserError
-from .measurement import Conditions, Reading, Snapshot
-from .runtime import RuntimeFacts
+
+def _optional(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+psutil = _optional("psutil")
 
 ROOT = Path("/")
 
@@ -98,7 +110,7 @@ def clock_mhz(root: Path = ROOT) -> Reading:
     mhz = _cpuinfo(root).get("cpu MHz")
     if mhz:
         return Reading(value=float(mhz), unit="MHz, from /proc/cpuinfo")
-    if root == ROOT:
+    if root == ROOT and psutil:
         try:
             now = psutil.cpu_freq()
         except (OSError, AttributeError, NotImplementedError, RuntimeError):
@@ -118,42 +130,44 @@ def temperature_c(root: Path = ROOT) -> Reading:
 def load_average() -> Reading:
     """The one-minute load average."""
     try:
-        return Reading(value=psutil.getloadavg()[0])
+        return Reading(value=os.getloadavg()[0])
     except (OSError, AttributeError):
         return Reading(reason="the platform keeps no load average")
 
 
-def power_source() -> Reading:
+def power_source(root: Path = ROOT) -> Reading:
     """ "mains" or "battery"."""
-    probe: Callable[[], object] | None = getattr(psutil, "sensors_battery", None)
-    try:
-        battery = probe() if probe else None
-    except (OSError, ValueError, NotImplementedError):
-        battery = None
+    supplies = [path for path in sorted((root / "sys/class/power_supply").glob("*")) if _text(path / "type") == "Battery"]
+    if supplies:
+        return Reading(value="battery" if _text(supplies[0] / "status") == "Discharging" else "mains")
+    battery = None
+    if root == ROOT and psutil and hasattr(psutil, "sensors_battery"):
+        try:
+            battery = psutil.sensors_battery()
+        except (OSError, ValueError, NotImplementedError):
+            battery = None
     if battery is None:
         return Reading(reason="no battery or power supply is reported")
-    return Reading(value="mains" if getattr(battery, "power_plugged", None) else "battery")
+    return Reading(value="mains" if battery.power_plugged else "battery")
 
 
 def allowed_cpus() -> tuple[int, ...] | None:
     """The CPUs that this thread may run on, or None where the platform has no affinity."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
-    process = psutil.Process()
-    return tuple(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else None
+    process = psutil.Process() if psutil else None
+    return tuple(process.cpu_affinity()) if process and hasattr(process, "cpu_affinity") else None
 
 
 def usable_cores() -> int:
     """How many cores this thread may use."""
     allowed = allowed_cpus()
-    return len(allowed) if allowed else psutil.cpu_count() or 1
+    return len(allowed) if allowed else os.cpu_count() or 1
 
 
-@contextmanager
-def pinned(cpus: Sequence[int] | None) -> Iterator[None]:
-    """Inside the block this thread, and every thread it starts, runs on `cpus` alone. Raises UserError for CPUs that are not ours."""
+def pin(cpus: Sequence[int] | None) -> None:
+    """This thread, and every thread that it starts from now on, runs on `cpus` alone. Raises UserError for CPUs that are not ours."""
     if cpus is None:
-        yield
         return
     before = allowed_cpus()
     if before is None:
@@ -163,16 +177,24 @@ def pinned(cpus: Sequence[int] | None) -> Iterator[None]:
         asked = ", ".join(map(str, wrong)) or "none"
         raise UserError(f"CPU affinity names {asked}", hint="this process may use " + ", ".join(map(str, before)))
     _set_affinity(cpus)
+
+
+@contextmanager
+def pinned(cpus: Sequence[int] | None) -> Iterator[None]:
+    """Inside the block this thread, and every thread it starts, runs on `cpus` alone. Raises UserError for CPUs that are not ours."""
+    before = allowed_cpus()
+    pin(cpus)
     try:
         yield
     finally:
-        _set_affinity(before)
+        if cpus is not None and before is not None:
+            _set_affinity(before)
 
 
 def _set_affinity(cpus: Sequence[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
-    else:
+    elif psutil:
         psutil.Process().cpu_affinity(list(cpus))
 
 
@@ -183,28 +205,16 @@ def snapshot(root: Path = ROOT) -> Snapshot:
     )
 
 
-def conditions(device: str, facts: RuntimeFacts, *, before: Snapshot, after: Snapshot) -> Conditions:
-    """The conditions of one session's measurement on this machine."""
-    allowed = allowed_cpus()
-    return Conditions(
-        device=device,
+def machine() -> Machine:
+    """What this machine is."""
+    return Machine(
         cpu_model=cpu_model(),
         machine=platform.machine(),
-        cores_online=psutil.cpu_count() or 1,
-        affinity=allowed,
-        affinity_reason="" if allowed else f"{platform.system()} has no CPU affinity",
+        cores_online=os.cpu_count() or 1,
         cpu_quota=cpu_quota(),
         virtualised=virtualised(),
         emulated=emulated(),
         power_source=power_source(),
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        runtime=facts.runtime,
-        runtime_version=facts.version,
-        threads=facts.threads,
-        provider=facts.provider,
-        hints=dict(facts.hints),
-        timed_region=facts.timed_region,
-        before=before,
-        after=after,
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from . import conditions
 from .device import devices
-from .measurement import Reading
+from .reading import Reading
 from .runtime import runtimes
 
 

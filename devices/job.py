@@ -1,291 +1,386 @@
-"""One job: artifacts run by one runtime, checked against their golden outputs, then timed in the same rounds."""
+"""One job on a device with a runner: artifacts loaded, checked against their golden outputs, then timed in the same rounds."""
 
 from __future__ import annotations
 
 import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from ..export.manifest import SAMPLES, Artifact, Progress, UserError, load_artifact
-from .conditions import conditions, pinned, snapshot, usable_cores
-from .device import Item, Job, JobResult
-from .golden import Verdict, verify
-from .measurement import AAPair, Measurement, Reading, Skipped, Snapshot, compare
-from .memory import peak_memory
-from .runtime import RejectedError, Runtime, RuntimeFacts, Session, require, runtimes
-from .timing import Call, Maker, Outcome, Plan, Timed, collector_off, measure, plan_of
+from ..export.manifest import Progress, UserError
+from .device import Item, Job, JobResult, LinkedDevice
+from .golden import UNCHECKED, Verdict, verdict
+from .greeting import greeted, numbers, snapshot_of
+from .link import Link, LinkLostError
+from .measurement import AAPair, Conditions, Measurement, Reading, Skipped, compare
+from .reading import Snapshot
+from .records import OpRecord, Sustained
+from .runtime import RejectedError, RuntimeFacts
+from .staging import Staged, at, read_staged
+from .sustained import run_long
+from .timing import Outcome, Plan, Timed, measure_on, plan_of
 
 REPEATS = 7
 """Calls on each input by itself."""
+CHECK_SLOT = 1_000_000
+COARSE = 100
+"""A block lasts at least this many steps of the device's clock."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """An artifact that may be timed. What `make` makes runs `cycle` inferences, the first of them on `inputs`; `alone` times each."""
+    """An artifact that may be timed: where its files lie on the device, and what loading it there showed."""
 
     item: Item
-    artifact: Artifact
-    inputs: dict[str, np.ndarray]
-    cycle: int
-    make: Maker
-    alone: Callable[[], tuple[float, ...]]
+    staged: Staged
     verdict: Verdict
     load_ms: float
     first_ms: float
     peak: Reading
     facts: RuntimeFacts
 
+    @property
+    def cycle(self) -> int:
+        """How many inferences one timed call makes."""
+        return len(self.staged.feeds)
 
-def run_job(job: Job, *, device: str, progress: Progress) -> JobResult:
-    """The job's results on this machine. A KeyboardInterrupt keeps what was finished and marks it.
 
-    Raises UserError for settings this machine can't meet, a runtime that is missing, or, when `job.strict`, an artifact
-    that the runtime rejects.
+class LinkStand:
+    """The slots of a runner, as the timing loop sees them."""
+
+    batch_s = 0.5
+
+    def __init__(self, link: Link, loads: Sequence[Mapping[str, Any]]) -> None:
+        self.link, self.loads = link, loads
+
+    def load(self, slots: Sequence[int], gaps: Sequence[Sequence[int]]) -> None:
+        """Everything anew."""
+        self.link.ask({"do": "drop"})
+        for slot, sizes in zip(slots, gaps, strict=True):
+            self.link.ask({**self.loads[slot], "slot": slot, "gaps": list(sizes)})
+
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+        """Nanoseconds a call."""
+        answer = self.link.ask({"do": "time", "order": list(slots), "blocks": list(blocks), "warm": warm})
+        return numbers(answer, len(slots))
+
+    def clock(self) -> int:
+        """This machine's clock: the budget counts what the user waits for."""
+        return time.perf_counter_ns()
+
+
+def run_job(job: Job, device: LinkedDevice, progress: Progress) -> JobResult:
+    """The job's results. What was finished is kept when it ends early.
+
+    Raises UserError for settings that the device can't meet, a runtime that is missing, or, when `job.strict`, an artifact
+    that the runtime rejects; LinkLostError when the device is lost before anything was.
     """
     plan = plan_of(job.preset, budget_s=job.budget_s, seed=job.seed)
-    runtime = require(job.runtime)
-    options = runtimes.entry(job.runtime).card.complete(job.options)
-    with pinned(job.affinity):
-        check_threads(job.threads)
-        runtime.version()  # imports the package, so that no load time contains it
-        ready: list[Ready] = []
-        skipped: list[Skipped] = []
-        try:
-            for item in job.items:
-                try:
-                    ready.append(_make_ready(item, job, runtime=runtime, options=options))
-                except WrongOutputsError as wrong:
-                    skipped.append(wrong.entry)
-                except RejectedError as error:
-                    if job.strict:
-                        raise
-                    skipped.append(Skipped(label=item.label, runtime=job.runtime, kind="rejected", reason=str(error)))
-        except KeyboardInterrupt:
-            return JobResult(skipped=(*skipped, *_interrupted(job, done=skipped)), interrupted=True)
-        if not ready:
-            return JobResult(skipped=tuple(skipped))
-        return _timed(job, ready, plan=plan, device=device, progress=progress, skipped=skipped)
+    link = device.link()
+    try:
+        return _Work(job, device, link, progress, plan).done()
+    finally:
+        link.close()
 
 
-def check_threads(threads: int) -> None:
-    """None, when this many threads have a core each. Raises UserError."""
-    cores = usable_cores()
-    if not 1 <= threads <= cores:
-        raise UserError(
-            f"threads={threads} is outside 1…{cores}, the cores that may be used here",
-            hint="more threads than cores wait for each other and the figures mean nothing",
+class _Work:
+    """One job while it runs."""
+
+    def __init__(self, job: Job, device: LinkedDevice, link: Link, progress: Progress, plan: Plan) -> None:
+        self.job, self.device, self.link, self.progress = job, device, link, progress
+        self.hello = greeted(link)
+        affinity = job.affinity or device.cores
+        self.opened = link.ask(
+            {
+                "do": "open",
+                "runtime": job.runtime,
+                "threads": job.threads,
+                "options": job.options,
+                "affinity": list(affinity) if affinity is not None else None,
+            }
         )
+        step = COARSE * self.hello.clock_step_ns
+        self.plan = plan if plan.by_rules or step <= plan.block_ns else replace(plan, block_ns=int(step))
+        self.skipped: list[Skipped] = []
+        self.ready: list[Ready] = []
+        self.lost = False
 
+    def done(self) -> JobResult:
+        """Everything that the job asks for."""
+        try:
+            self._cool()
+            for item in self.job.items:
+                self._make_ready(item)
+        except KeyboardInterrupt:
+            return self._ended("interrupted", "stopped before its first whole round")
+        except LinkLostError as error:
+            return self._ended("lost", str(error))
+        return self._timed() if self.ready else JobResult(skipped=tuple(self.skipped))
 
-class WrongOutputsError(Exception):
-    """An artifact whose outputs are not what they were when it was exported."""
+    def _ended(self, kind: str, reason: str) -> JobResult:
+        known = {entry.label for entry in self.skipped}
+        for item in self.job.items:
+            if item.label not in known:
+                self._skip(item, kind, reason)
+        return JobResult(skipped=tuple(self.skipped), interrupted=True, lost=kind == "lost")
 
-    def __init__(self, entry: Skipped) -> None:
-        self.entry = entry
-
-
-def _make_ready(item: Item, job: Job, *, runtime: Runtime, options: dict[str, str]) -> Ready:
-    """The artifact loaded, run once and checked, beside a maker of fresh bound calls. Raises RejectedError, UserError, WrongOutputsError."""
-    folder = Path(item.place)
-    artifact = load_artifact(folder)
-    cycle = cycle_of(folder, artifact, dims=item.dims, seed=job.seed)
-    inputs = cycle[0]
-    shapes = {name: array.shape for name, array in inputs.items()}
-
-    def load() -> Session:
-        path = artifact.path(folder)
-        return runtime.load(path, artifact.contract, shapes=shapes, threads=job.threads, options=options)
-
-    with collector_off(), peak_memory() as peak:
-        start = time.perf_counter_ns()
-        session = load()
-        loaded = time.perf_counter_ns()
-        session.run(inputs)
-        first = time.perf_counter_ns()
-    facts = session.describe()
-    verdict = verify(session, artifact, folder, reduced_precision=facts.reduced_precision)
-    if verdict.ok is False and not job.force:
-        raise WrongOutputsError(
-            Skipped(
-                label=item.label,
-                runtime=job.runtime,
-                kind="wrong outputs",
-                reason=verdict.reason,
-                max_abs_error=verdict.max_abs_error,
-                sqnr_db=verdict.sqnr_db,
+    def _make_ready(self, item: Item) -> None:
+        """The artifact loaded, run once and checked, or an entry that says why it is left out. Raises what `run_job` does."""
+        staged = read_staged(Path(item.folder))
+        try:
+            loaded = self.link.ask({**load_request(staged, item.place), "slot": 0, "gaps": []})
+            facts = RuntimeFacts(**loaded["facts"])
+            found = self._checked(item, staged, facts)
+        except RejectedError as error:
+            if self.job.strict:
+                raise
+            self._skip(item, "rejected", str(error))
+            return
+        if found.ok is False and not self.job.force:
+            self._skip(item, "wrong outputs", found.reason, max_abs_error=found.max_abs_error, sqnr_db=found.sqnr_db)
+            return
+        self.ready.append(
+            Ready(
+                item=item,
+                staged=staged,
+                verdict=found,
+                load_ms=loaded["load_ns"] / 1e6,
+                first_ms=loaded["first_ns"] / 1e6,
+                peak=Reading(**loaded["peak_bytes"]),
+                facts=facts,
             )
         )
-    return Ready(
-        item=item,
-        artifact=artifact,
-        inputs=inputs,
-        cycle=len(cycle),
-        make=lambda: _bound(load(), cycle),
-        alone=lambda: _alone(load(), cycle) if len(cycle) > 1 else (),
-        verdict=verdict,
-        load_ms=(loaded - start) / 1e6,
-        first_ms=(first - loaded) / 1e6,
-        peak=peak.reading,
-        facts=facts,
-    )
 
+    def _skip(self, item: Item, kind: str, reason: str, **more: float | None) -> None:
+        entry = {"label": item.label, "runtime": self.job.runtime, "device": self.device.name, "kind": kind, "reason": reason}
+        self.skipped.append(Skipped.model_validate({**entry, **more}))
 
-def cycle_of(folder: Path, artifact: Artifact, *, dims: Mapping[str, int], seed: int) -> list[dict[str, np.ndarray]]:
-    """The inputs to time an artifact on, in turn: the real ones that it brings (samples.npz), else one that is random.
+    def _checked(self, item: Item, staged: Staged, facts: RuntimeFacts) -> Verdict:
+        """The golden inputs run there, what came out judged here."""
+        if staged.golden is None:
+            return UNCHECKED
+        place = item.place
+        golden = {**load_request(staged, item.place), "slot": CHECK_SLOT, "gaps": [], "feeds": [at(place, staged.golden)]}
+        self.link.ask(golden)
+        expected = [{**row, "file": f"{place}/{row['file']}"} for row in staged.expected]
+        rows = self.link.ask({"do": "check", "slot": CHECK_SLOT, "expect": expected})["outputs"]
+        shapes = {row["name"]: list(row["shape"]) for row in staged.expected}
+        self.link.ask({"do": "drop"})
+        return verdict(rows, staged.artifact, shapes=shapes, reduced=facts.reduced_precision)
 
-    Inputs with a default have it. What a network that adapts to its input costs is the mean over many, not any single one's time.
-    Raises UserError when the file of samples is damaged.
-    """
-    contract, path = artifact.contract, folder / SAMPLES
-    usual = contract.random_inputs(dims, seed=seed) | contract.defaults()
-    if not path.exists():
-        return [usual]
-    spec = contract.inputs[0]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            samples = stored["inputs"]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged: {error}", hint="export again") from None
-    if not len(samples) or samples.shape[1:] != spec.concrete(dims)[1:] or samples.dtype != spec.dtype:
-        raise UserError(
-            f"{path} holds {samples.dtype} {samples.shape}, input {spec.name!r} is {spec.dtype} {spec.concrete(dims)}",
-            hint="export again",
+    def _timed(self) -> JobResult:
+        """Everything that is ready, timed in the same rounds and compared to the first; then looked into, and run long."""
+        job, ready = self.job, self.ready
+        before = self._snapshot()
+        alone: list[tuple[float, ...]] = [()] * len(ready)
+        ops: list[OpRecord] = []
+        sustained: list[Sustained] = []
+        said: list[str] = []
+        after = before
+        loads = [load_request(entry.staged, entry.item.place) for entry in ready]
+        stand = LinkStand(self.link, [*loads, loads[0]])
+        with self.progress.meter(f"timing {job.runtime} on {self.device.name}", total=self.plan.budget_s, unit="s") as meter:
+            outcome = measure_on(
+                stand, [entry.item.label for entry in ready], plan=self.plan, tick=meter.advance, lost=LinkLostError
+            )
+        if outcome.rounds == 0:
+            lost = outcome.stopped_because == "lost"
+            return (
+                self._ended("lost", outcome.reason)
+                if lost
+                else self._ended("interrupted", "stopped before its first whole round")
+            )
+        if outcome.stopped_because != "lost":
+            with self._losing(said):
+                after = self._snapshot()
+            if not outcome.partial:
+                with self._losing(said):
+                    alone = [self._alone(slot, entry) for slot, entry in enumerate(ready)]
+                with self._losing(said):
+                    ops = [self._ops(slot, entry) for slot, entry in enumerate(ready)] if job.ops else []
+                if job.sustained_s:
+                    sustained = [self._sustained(entry) for entry in ready]
+        measurements = [
+            self._measurement(entry, outcome.timed[entry.item.label], outcome, before=before, after=after, alone=own)
+            for entry, own in zip(ready, alone, strict=True)
+        ]
+        pair = AAPair(
+            runtime=job.runtime,
+            device=self.device.name,
+            artifact=ready[0].item.label,
+            baseline_ns=measurements[0].samples_ns,
+            twin_ns=_each(outcome.twin.samples_ns, ready[0].cycle),
+            sittings=outcome.sittings,
         )
-    return [{**usual, spec.name: np.ascontiguousarray(samples[k : k + 1])} for k in range(len(samples))]
+        return JobResult(
+            measurements=tuple(measurements),
+            comparisons=tuple(compare(measurements[0], other, noise_floor=pair.noise_floor) for other in measurements[1:]),
+            aa=(pair,),
+            ops=tuple(ops),
+            sustained=tuple(sustained),
+            skipped=tuple(self.skipped),
+            warnings=(*self._warnings(outcome, before, after), *said),
+            interrupted=outcome.partial or bool(said),
+            lost=outcome.stopped_because == "lost" or self.lost,
+        )
+
+    def _cool(self) -> None:
+        """Waits until the device is as cool as when its first job began, or the time for that is over."""
+        limit = COOL_S if self.job.cool_down_s is None else self.job.cool_down_s
+        begin = time.monotonic()
+        with self.progress.meter(f"letting {self.device.name} cool down", total=limit, unit="s") as meter:
+            while (gone := time.monotonic() - begin) < limit:
+                heat = self._snapshot().temperature_c.value
+                if isinstance(heat, float):
+                    if self.job.cool_to_c is None or heat <= self.job.cool_to_c + COOL_ENOUGH_C:
+                        return
+                elif self.job.cool_down_s is None:
+                    return  # it does not tell, and nobody asked to wait without knowing
+                time.sleep(min(COOL_STEP_S, limit - gone))
+                meter.advance(min(COOL_STEP_S, limit - gone))
+
+    @contextmanager
+    def _losing(self, said: list[str]) -> Iterator[None]:
+        """Inside the block a lost device costs what the block would have found, and is noted."""
+        try:
+            yield
+        except (LinkLostError, KeyboardInterrupt) as error:
+            self.lost |= isinstance(error, LinkLostError)
+            said.append(f"{self.job.runtime} on {self.device.name}: {error or 'stopped'}")
+
+    def _snapshot(self) -> Snapshot:
+        return snapshot_of(self.link)
+
+    def _alone(self, slot: int, entry: Ready) -> tuple[float, ...]:
+        """Nanoseconds of every input by itself, where there are several."""
+        if entry.cycle == 1:
+            return ()
+        return tuple(numbers(self.link.ask({"do": "each", "slot": slot, "repeats": REPEATS}), entry.cycle))
+
+    def _ops(self, slot: int, entry: Ready) -> OpRecord:
+        """The operations of one artifact; what the runtime won't tell is said."""
+        file = f"{entry.item.place}/{entry.staged.file}"
+        common: dict[str, Any] = {
+            "label": entry.item.label,
+            "device": self.device.name,
+            "runtime": self.job.runtime,
+            "emulated": self.hello.machine.emulated,
+        }
+        try:
+            told = self.link.ask({"do": "ops", "slot": slot, "file": file, "runs": self.job.ops})
+        except LinkLostError:
+            raise
+        except UserError as error:
+            return OpRecord(**common, reason=str(error))
+        return OpRecord.model_validate({**common, **told})
+
+    def _sustained(self, entry: Ready) -> Sustained:
+        """One artifact without a pause for as long as was asked."""
+        return run_long(
+            self.link,
+            load_request(entry.staged, entry.item.place),
+            seconds=self.job.sustained_s,
+            cycle=entry.cycle,
+            told={
+                "label": entry.item.label,
+                "device": self.device.name,
+                "runtime": self.job.runtime,
+                "emulated": self.hello.machine.emulated,
+            },
+            progress=self.progress,
+        )
+
+    def _measurement(
+        self, entry: Ready, timed: Timed, outcome: Outcome, *, before: Snapshot, after: Snapshot, alone: tuple[float, ...]
+    ) -> Measurement:
+        artifact, found = entry.staged.artifact, entry.verdict
+        return Measurement(
+            label=entry.item.label,
+            artifact=artifact.name,
+            sha256=artifact.sha256,
+            format=artifact.format,
+            precision=artifact.precision,
+            size_bytes=artifact.size_bytes,
+            runtime=entry.facts.runtime,
+            dims=entry.item.dims,
+            shapes=entry.staged.shapes,
+            samples_ns=_each(timed.samples_ns, entry.cycle),
+            sittings=outcome.sittings,
+            block=timed.block * entry.cycle,
+            warmups=timed.warmups * entry.cycle,
+            steady_sittings=timed.steady_sittings,
+            load_ms=entry.load_ms,
+            first_inference_ms=entry.first_ms,
+            peak_memory_bytes=entry.peak,
+            stopped_because=outcome.stopped_because,
+            partial=outcome.partial,
+            outputs_ok=found.ok,
+            max_abs_error=found.max_abs_error,
+            sqnr_db=found.sqnr_db,
+            conditions=self._conditions(entry, before=before, after=after),
+            inputs_ns=alone,
+        )
+
+    def _conditions(self, entry: Ready, *, before: Snapshot, after: Snapshot) -> Conditions:
+        facts, machine = entry.facts, self.hello.machine
+        affinity = self.opened.get("affinity")
+        region = facts.timed_region
+        if entry.cycle > 1:
+            region = f"{region}; {entry.cycle} real inputs in turn, a sample is their mean"
+        return Conditions(
+            device=self.device.name,
+            **vars(machine),
+            affinity=tuple(affinity) if affinity else None,
+            affinity_reason="" if affinity else f"{machine.os.partition(' ')[0]} has no CPU affinity",
+            runtime=facts.runtime,
+            runtime_version=facts.version,
+            threads=facts.threads,
+            provider=facts.provider,
+            hints=dict(facts.hints),
+            timed_region=region,
+            before=before,
+            after=after,
+        )
+
+    def _warnings(self, outcome: Outcome, before: Snapshot, after: Snapshot) -> list[str]:
+        """What a reader of the figures should know."""
+        job, where = self.job, self.job.runtime if self.device.name == "local" else f"{self.job.runtime} on {self.device.name}"
+        said = [f"{entry.item.label} on {job.runtime}: {entry.verdict.reason}" for entry in self.ready if entry.verdict.reason]
+        said += [
+            f"{label} on {job.runtime}: the warm-up became steady in {timed.steady_sittings} of {len(outcome.sittings)} sittings only"
+            for label, timed in outcome.timed.items()
+            if timed.steady_sittings < len(outcome.sittings) / 2
+        ]
+        load, cores = before.load_average.value, self.hello.usable_cores
+        if isinstance(load, float) and load > cores / 2:
+            said.append(f"{where}: other work was running (load average {load:.1f} on {cores} cores)")
+        if before.governor.value != after.governor.value:
+            said.append(f"{where}: the governor changed from {before.governor.value} to {after.governor.value}")
+        cool, hot = before.temperature_c.value, after.temperature_c.value
+        if isinstance(cool, float) and isinstance(hot, float) and hot - cool > WARMED_C:
+            said.append(f"{where}: it warmed up from {cool:.0f} to {hot:.0f} °C while measuring")
+        if outcome.stopped_because == "budget":
+            said.append(
+                f"{where}: the budget of {job.budget_s:g} s ended before every figure was as precise as {job.preset!r} asks"
+            )
+        if outcome.stopped_because == "lost":
+            said.append(f"{where}: {outcome.reason}; {len(outcome.sittings)} sittings were finished")
+        return said
 
 
-def _bound(session: Session, cycle: list[dict[str, np.ndarray]]) -> Call:
-    """A call that runs copies of the inputs, in turn."""
-    copies = [{name: array.copy() for name, array in inputs.items()} for inputs in cycle]
-    return session.bind(copies[0]) if len(copies) == 1 else session.cycle(copies)
+COOL_S, COOL_STEP_S, COOL_ENOUGH_C = 60.0, 2.0, 3.0
+WARMED_C = 10.0
+"""A rise of temperature while measuring that the reader should know of."""
 
 
-def _alone(session: Session, cycle: Sequence[dict[str, np.ndarray]]) -> tuple[float, ...]:
-    """Nanoseconds of every input by itself, the median of `REPEATS` calls after two that don't count."""
-    found = []
-    with collector_off():
-        for inputs in cycle:
-            call = session.cycle([inputs])
-            call()
-            call()
-            times = []
-            for _ in range(REPEATS):
-                start = time.perf_counter_ns()
-                call()
-                times.append(time.perf_counter_ns() - start)
-            found.append(float(np.median(times)))
-    return tuple(found)
-
-
-def _timed(
-    job: Job,
-    ready: list[Ready],
-    *,
-    plan: Plan,
-    device: str,
-    progress: Progress,
-    skipped: list[Skipped],
-) -> JobResult:
-    """Everything that is ready, timed in the same rounds and compared to the first."""
-    before = snapshot()
-    with progress.meter(f"timing on {job.runtime}", total=plan.budget_s, unit="s") as meter:
-        outcome = measure({entry.item.label: entry.make for entry in ready}, plan=plan, tick=meter.advance)
-    after = snapshot()
-    if outcome.rounds == 0:
-        return JobResult(skipped=(*skipped, *_interrupted(job, done=skipped)), interrupted=True)
-    measurements = [
-        _measurement(entry, outcome.timed[entry.item.label], outcome, device=device, before=before, after=after)
-        for entry in ready
-    ]
-    pair = AAPair(
-        runtime=job.runtime,
-        artifact=ready[0].item.label,
-        baseline_ns=measurements[0].samples_ns,
-        twin_ns=_each(outcome.twin.samples_ns, ready[0].cycle),
-        sittings=outcome.sittings,
-    )
-    return JobResult(
-        measurements=tuple(measurements),
-        comparisons=tuple(compare(measurements[0], other, noise_floor=pair.noise_floor) for other in measurements[1:]),
-        aa=(pair,),
-        skipped=tuple(skipped),
-        warnings=tuple(_warnings(job, ready, outcome, before)),
-        interrupted=outcome.partial,
-    )
+def load_request(staged: Staged, place: str) -> dict[str, Any]:
+    """The request that loads a staged artifact which lies at `place`, less the slot and the gaps."""
+    feeds = [at(place, feed) for feed in staged.feeds]
+    return {"do": "load", "file": f"{place}/{staged.file}", "feeds": feeds, "inputs": staged.inputs, "outputs": staged.outputs}
 
 
 def _each(samples_ns: Sequence[float], cycle: int) -> tuple[float, ...]:
     """Nanoseconds per inference from nanoseconds per cycle."""
     return tuple(sample / cycle for sample in samples_ns)
-
-
-def _measurement(
-    entry: Ready, timed: Timed, outcome: Outcome, *, device: str, before: Snapshot, after: Snapshot
-) -> Measurement:
-    artifact, verdict = entry.artifact, entry.verdict
-    return Measurement(
-        label=entry.item.label,
-        artifact=artifact.name,
-        sha256=artifact.sha256,
-        format=artifact.format,
-        precision=artifact.precision,
-        size_bytes=artifact.size_bytes,
-        runtime=entry.facts.runtime,
-        dims=entry.item.dims,
-        shapes={name: array.shape for name, array in entry.inputs.items()},
-        samples_ns=_each(timed.samples_ns, entry.cycle),
-        sittings=outcome.sittings,
-        block=timed.block * entry.cycle,
-        warmups=timed.warmups * entry.cycle,
-        steady_sittings=timed.steady_sittings,
-        load_ms=entry.load_ms,
-        first_inference_ms=entry.first_ms,
-        peak_memory_bytes=entry.peak,
-        stopped_because=outcome.stopped_because,
-        partial=outcome.partial,
-        outputs_ok=verdict.ok,
-        max_abs_error=verdict.max_abs_error,
-        sqnr_db=verdict.sqnr_db,
-        conditions=conditions(device, _told(entry), before=before, after=after),
-        inputs_ns=() if outcome.partial else entry.alone(),
-    )
-
-
-def _told(entry: Ready) -> RuntimeFacts:
-    """The session's facts; where inputs take turns, they say so."""
-    if entry.cycle == 1:
-        return entry.facts
-    region = f"{entry.facts.timed_region}; {entry.cycle} real inputs in turn, a sample is their mean"
-    return replace(entry.facts, timed_region=region)
-
-
-def _interrupted(job: Job, *, done: list[Skipped]) -> list[Skipped]:
-    """An entry for every artifact that was not reached."""
-    known = {entry.label for entry in done}
-    return [
-        Skipped(label=item.label, runtime=job.runtime, kind="interrupted", reason="stopped before its first whole round")
-        for item in job.items
-        if item.label not in known
-    ]
-
-
-def _warnings(job: Job, ready: list[Ready], outcome: Outcome, before: Snapshot) -> list[str]:
-    """What a reader of the figures should know."""
-    said = [f"{entry.item.label} on {job.runtime}: {entry.verdict.reason}" for entry in ready if entry.verdict.reason]
-    said += [
-        f"{label} on {job.runtime}: the warm-up became steady in {timed.steady_sittings} of {len(outcome.sittings)} sittings only"
-        for label, timed in outcome.timed.items()
-        if timed.steady_sittings < len(outcome.sittings) / 2
-    ]
-    load = before.load_average.value
-    if isinstance(load, float) and load > usable_cores() / 2:
-        said.append(f"{job.runtime}: other work was running (load average {load:.1f} on {usable_cores()} cores)")
-    if outcome.stopped_because == "budget":
-        said.append(
-            f"{job.runtime}: the budget of {job.budget_s:g} s ended before every figure was as precise as {job.preset!r} asks"
-        )
-    return said

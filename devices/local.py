@@ -1,30 +1,64 @@
-"""The machine that trimtab itself runs on."""
+"""The machine that trimtab itself runs on: the runner is a child process, so that a crash of a runtime is one of the runner."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..export.manifest import Progress
-from .device import DeviceCard, Job, JobResult, devices
-from .job import run_job
+from .device import DeviceCard, DeviceConfig, Offer, devices
+from .link import Link, ProcessLink
+from .linked import Linked
+from .runtime import runtimes
 
 
-@devices.register("local", DeviceCard(title="this machine", note="in this process, on the CPU"))
-class LocalDevice:
-    """Runs jobs in this process."""
+class LocalConfig(DeviceConfig):
+    """`cores`: the CPUs to run on when a profile names none."""
 
-    name = "local"
+    cores: tuple[int, ...] | None = None
 
-    def prepare(self) -> None:
+
+@devices.register(
+    "local", DeviceCard(title="this machine", config=LocalConfig, note="on the CPU, each runtime in a process of its own")
+)
+class LocalDevice(Linked):
+    """Runs jobs in child processes."""
+
+    def __init__(self, name: str, config: LocalConfig) -> None:
+        super().__init__(name, cores=config.cores)
+
+    def prepare(self, say: Callable[[str], None]) -> None:
         """Nothing: it is here."""
 
-    def put(self, folder: Path) -> str:
-        """The folder itself."""
-        return str(folder)
+    def offers(self) -> Mapping[str, Offer]:
+        """All registered runtimes; what is not installed says how to. Nothing need be started for it."""
+        return {
+            entry.name: Offer(
+                title=entry.card.title,
+                formats=entry.card.formats,
+                options=entry.card.options,
+                missing=f"{entry.card.title} needs {', '.join(gone)}, not installed: {entry.card.install}"
+                if (gone := entry.card.missing())
+                else "",
+            )
+            for entry in runtimes
+        }
 
-    def run(self, job: Job, progress: Progress) -> JobResult:
-        """The job's results. Raises UserError."""
-        return run_job(job, device=self.name, progress=progress)
+    def put(self, source: Path, place: str) -> str:
+        """The folder itself."""
+        return str(source.resolve())
+
+    def link(self) -> Link:
+        """A runner in a process of its own."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        return ProcessLink([sys.executable, "-m", "trimtab.devices.runner"], where=self.name, env=environment)
+
+    def collect(self, place: str, target: Path) -> Path:
+        """A copy."""
+        shutil.copy(place, target)
+        return target
 
     def close(self) -> None:
         """Nothing was left anywhere."""

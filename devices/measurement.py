@@ -11,34 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_fie
 
 from ..export.manifest import UserError, read_json, write_json
 from .intervals import Ratio, median_interval, paired_ratio, relative_precision, sitting_medians
+from .reading import Reading, Snapshot
+from .records import Evaluated, InstructionCount, OpRecord, Sustained
 from .timing import Stop
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class Reading(_Frozen):
-    """A value that this machine may refuse to tell; then `value` is None and `reason` says why."""
-
-    value: float | str | None = None
-    unit: str = ""
-    reason: str = ""
-
-    @model_validator(mode="after")
-    def _says_why(self) -> Reading:
-        if self.value is None and not self.reason:
-            raise ValueError("a reading without a value needs its reason")
-        return self
-
-
-class Snapshot(_Frozen):
-    """What changes while measuring: clock and temperature of the CPU, its governor, and who else is at work."""
-
-    governor: Reading
-    clock_mhz: Reading
-    temperature_c: Reading
-    load_average: Reading
 
 
 class Conditions(_Frozen):
@@ -186,6 +165,7 @@ class AAPair(_Frozen):
     """The baseline against a second instance of itself in the same rounds: what it shows is no difference, but noise."""
 
     runtime: str
+    device: str = "local"
     artifact: str
     baseline_ns: tuple[float, ...] = Field(min_length=1)
     twin_ns: tuple[float, ...] = Field(min_length=1)
@@ -232,6 +212,7 @@ class Comparison(_Frozen):
     a: str
     b: str
     runtime: str
+    device: str = "local"
     sittings: int
     rounds: int
     speedup: float
@@ -248,6 +229,7 @@ def compare(a: Measurement, b: Measurement, *, noise_floor: float | None) -> Com
         a=a.label,
         b=b.label,
         runtime=a.runtime,
+        device=a.conditions.device,
         sittings=len(a.sittings),
         rounds=a.rounds,
         speedup=ratio.value,
@@ -270,27 +252,43 @@ class Skipped(_Frozen):
 
     label: str
     runtime: str | None
-    kind: Literal["no runtime", "missing package", "rejected", "wrong outputs", "dims", "interrupted"]
+    device: str | None = None
+    kind: Literal["no runtime", "missing package", "rejected", "wrong outputs", "dims", "interrupted", "lost", "device"]
     reason: str
     max_abs_error: float | None = None
     sqnr_db: float | None = None
 
 
 class ProfileResult(_Frozen):
-    """Everything one profile run found, readable back from its JSON."""
+    """Everything one profile run found, readable back from its JSON. `devices` in the order that they were asked for.
 
-    schema_version: Literal[1] = 1
+    Version 1 had one `device` and latencies alone; it is read as version 2.
+    """
+
+    schema_version: Literal[2] = 2
     trimtab: str
-    device: str
+    devices: tuple[str, ...]
     preset: str
     seed: int
     budget_s: float
     measurements: tuple[Measurement, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     aa: tuple[AAPair, ...] = ()
+    ops: tuple[OpRecord, ...] = ()
+    sustained: tuple[Sustained, ...] = ()
+    evaluated: tuple[Evaluated, ...] = ()
+    counts: tuple[InstructionCount, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
     partial: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_version_1(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("schema_version") == 1 and "device" in data:
+            rest = {key: value for key, value in data.items() if key not in ("device", "schema_version")}
+            return {**rest, "schema_version": 2, "devices": (data["device"],)}
+        return data
 
     def write_json(self, path: Path) -> Path:
         """`path`, written whole."""

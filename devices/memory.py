@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .measurement import Reading
+from .reading import Reading
 
 _NO_WAY = "only Linux can reset and read a process's peak memory"
 

@@ -1,18 +1,29 @@
-"""A profile: artifacts measured on a device, each on every runtime that runs its format, compared to the first of each."""
+"""A profile: artifacts measured on devices, each on every runtime that runs its format, compared to the first of each."""
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..export.manifest import MANIFEST, Artifact, LogProgress, Progress, UserError, did_you_mean, load_artifact
-from .device import Device, Item, Job, JobResult, devices
+from .device import Device, Item, Job, JobResult, Offer
+from .held import held
+from .known import open_device
 from .measurement import ProfileResult, Skipped
-from .runtime import fitting, require, runtimes, why_none
+from .runtime import runtimes as registered
+from .runtime import why_none
+from .staging import stage
 from .timing import plan_of
+
+Say = Callable[[str], None]
+OPS = 50
+"""Inferences that operations are profiled over."""
 
 
 @dataclass(frozen=True)
@@ -22,87 +33,203 @@ class _Loaded:
     label: str
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How to measure. `cool_down_s`: how long to wait at most for a device to be as cool as at the begin, None: 60 where it tells."""
+
+    runtimes: tuple[str, ...] | None = None
+    threads: int = 1
+    dims: Mapping[str, int] = field(default_factory=dict)
+    budget_s: float | None = None
+    seed: int = 0
+    affinity: tuple[int, ...] | None = None
+    preset: str = "standard"
+    options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    force: bool = False
+    ops: int = 0
+    sustained_s: float = 0.0
+    cool_down_s: float | None = None
+
+
 def profile(
     folders: Sequence[Path],
     *,
-    on: str = "local",
+    on: str | Sequence[str] = "local",
     runtimes: Sequence[str] | None = None,
-    threads: int = 1,
     dims: Mapping[str, int] | None = None,
-    budget_s: float | None = None,
-    seed: int = 0,
-    affinity: tuple[int, ...] | None = None,
-    preset: str = "standard",
     options: Mapping[str, Mapping[str, str]] | None = None,
-    force: bool = False,
     progress: Progress | None = None,
+    say: Say | None = None,
+    **wishes: Any,
 ) -> ProfileResult:
-    """Measurements of every artifact on every fitting runtime (`runtimes=None`: all that are installed), and comparisons.
+    """Measurements of every artifact on every device and fitting runtime (`runtimes=None`: all that are there), and comparisons.
 
-    `budget_s` is for timing, with the reloading between sittings, shared evenly by the runtimes; None: the preset's for each.
-    The first artifact of a runtime is its baseline. `dims` sets symbolic dimensions (a batch "N" is 1 unless set); `options`
-    maps a runtime to its settings. Outputs are checked against golden.npz first, and an artifact that fails is reported and
-    not timed, unless `force`.
-    A KeyboardInterrupt ends it with what was measured, marked partial. Raises UserError for every mistake in what was asked.
+    The other arguments are those of `Wishes`. `budget_s` is for timing, with the reloading between sittings, shared evenly by
+    devices and their runtimes; None: the preset's for each. The first artifact of a runtime is its baseline. `dims` sets symbolic
+    dimensions (a batch "N" is 1 unless set); `options` maps a runtime to its settings. Outputs are checked against golden.npz
+    first, and an artifact that fails is reported and not timed, unless `force`.
+    A KeyboardInterrupt ends it with what was measured, marked partial; so does a device that is lost. Of several devices one that
+    can't be reached is an entry in `skipped`. Raises UserError for every mistake in what was asked.
     """
-    device = devices.get(on)()
-    plan = plan_of(preset, budget_s=budget_s, seed=seed)
-    loaded = _load(folders, force=force)
-    chosen = _check_runtimes(runtimes, options or {})
-    wanted = _dims(loaded, dims or {})
-    skipped: list[Skipped] = []
-    groups = _groups(loaded, chosen, wanted, skipped)
-    share = plan.budget_s / len(groups) if budget_s is not None and groups else plan.budget_s
-    results: list[JobResult] = []
-    stopped = False
-    device.prepare()
+    asked = Wishes(
+        runtimes=None if runtimes is None else tuple(dict.fromkeys(runtimes)), dims=dims or {}, options=options or {}, **wishes
+    )
+    names = [on] if isinstance(on, str) else list(dict.fromkeys(on))
+    opened = [open_device(name) for name in names]
+    plan = plan_of(asked.preset, budget_s=asked.budget_s, seed=asked.seed)
+    loaded = _load(folders, force=asked.force)
+    if asked.runtimes == ():
+        raise UserError(
+            "an empty list of runtimes was given",
+            hint="leave it out to use all that fit, or name " + ", ".join(registered.names()),
+        )
+    wanted = _dims(loaded, asked.dims)
+    found = _Found()
+    for device in opened:
+        if found.stopped:
+            found.skipped += [_late(entry.label, None, device.name) for entry in loaded]
+            continue
+        try:
+            with held(device.name, say=say or logging.getLogger("trimtab").info):
+                _on_device(
+                    device,
+                    loaded,
+                    wanted,
+                    asked,
+                    found,
+                    budget_s=plan.budget_s / (len(opened) if asked.budget_s is not None else 1),
+                    alone=len(opened) == 1,
+                    progress=progress or LogProgress(),
+                    say=say or logging.getLogger("trimtab").info,
+                )
+        except UserError as error:
+            if len(opened) == 1:
+                raise
+            found.skipped += [
+                Skipped(label=entry.label, runtime=None, device=device.name, kind="device", reason=_said(error))
+                for entry in loaded
+            ]
+    if asked.runtimes:
+        _check_somewhere(asked, found)
+    return _result(found, devices=names, asked=asked, budget_s=plan.budget_s if asked.budget_s is not None else found.budget_s)
+
+
+@dataclass
+class _Found:
+    """What came back so far. `unusable`: runtimes asked for, with why a device could not use them."""
+
+    results: list[JobResult] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    stopped: bool = False
+    partial: bool = False
+    budget_s: float = 0.0
+    used: set[str] = field(default_factory=set)
+    unusable: dict[str, UserError] = field(default_factory=dict)
+
+
+def _on_device(
+    device: Device,
+    loaded: Sequence[_Loaded],
+    wanted: Mapping[str, dict[str, int] | None],
+    asked: Wishes,
+    found: _Found,
+    *,
+    budget_s: float,
+    alone: bool,
+    progress: Progress,
+    say: Say,
+) -> None:
+    """All jobs of one device, their results added to `found`. Raises UserError."""
     try:
-        places = {entry.label: device.put(entry.folder) for entry in loaded}
-        for name, members in groups.items():
-            if stopped:
-                skipped += [_late(entry.label, name) for entry in members]
-                continue
-            job = Job(
-                runtime=name,
-                items=tuple(Item(place=places[e.label], label=e.label, dims=wanted[e.label] or {}) for e in members),
-                threads=threads,
-                budget_s=share,
-                preset=preset,
-                seed=seed,
-                affinity=affinity,
-                options=dict((options or {}).get(name, {})),
-                force=force,
-                strict=chosen is not None,
-            )
-            results.append(device.run(job, progress or LogProgress()))
-            stopped = results[-1].interrupted
+        device.prepare(say)
+        offers = device.offers()
+        chosen = _check_runtimes(asked, offers, found, device=device.name, alone=alone)
+        groups = _groups(loaded, chosen, wanted, found.skipped, offers=offers, device=device.name)
+        share = budget_s / len(groups) if asked.budget_s is not None and groups else budget_s
+        found.budget_s += share * max(1, len(groups))
+        with tempfile.TemporaryDirectory(prefix="trimtab-job-") as work:
+            items = _put(device, loaded, wanted, groups, asked, Path(work))
+            cool_c: float | None = None
+            for name, members in groups.items():
+                if found.stopped:
+                    found.skipped += [_late(entry.label, name, device.name) for entry in members]
+                    continue
+                job = Job(
+                    runtime=name,
+                    items=tuple(items[entry.label] for entry in members),
+                    threads=asked.threads,
+                    budget_s=share,
+                    preset=asked.preset,
+                    seed=asked.seed,
+                    affinity=asked.affinity,
+                    options=dict(asked.options.get(name, {})),
+                    force=asked.force,
+                    strict=asked.runtimes is not None and alone,
+                    ops=asked.ops,
+                    sustained_s=asked.sustained_s,
+                    cool_down_s=asked.cool_down_s,
+                    cool_to_c=cool_c,
+                )
+                result = device.run(job, progress)
+                found.results.append(result)
+                found.stopped = result.interrupted and not result.lost
+                found.partial |= result.interrupted
+                if cool_c is None and result.measurements:
+                    began = result.measurements[0].conditions.before.temperature_c.value
+                    cool_c = began if isinstance(began, float) else None
+                if result.lost:
+                    reason = "the device was lost before this runtime's turn"
+                    rest = list(groups)[list(groups).index(name) + 1 :]
+                    found.skipped += [
+                        Skipped(label=entry.label, runtime=late, device=device.name, kind="lost", reason=reason)
+                        for late in rest
+                        for entry in groups[late]
+                    ]
+                    break
     finally:
         device.close()
-    return _result(
-        results, skipped, device=device, preset=preset, seed=seed, budget_s=share * max(1, len(groups)), partial=stopped
-    )
 
 
-def _result(
-    results: list[JobResult], skipped: list[Skipped], *, device: Device, preset: str, seed: int, budget_s: float, partial: bool
-) -> ProfileResult:
+def _put(
+    device: Device,
+    loaded: Sequence[_Loaded],
+    wanted: Mapping[str, dict[str, int] | None],
+    groups: Mapping[str, list[_Loaded]],
+    asked: Wishes,
+    work: Path,
+) -> dict[str, Item]:
+    """Every artifact that some runtime will run, staged and carried to the device, by label."""
+    needed = {entry.label for members in groups.values() for entry in members}
+    items = {}
+    for index, entry in enumerate(entry for entry in loaded if entry.label in needed):
+        dims, folder = wanted[entry.label] or {}, work / f"a{index}"
+        stage(entry.folder, entry.artifact, folder, dims=dims, seed=asked.seed)
+        items[entry.label] = Item(folder=str(folder), place=device.put(folder, folder.name), label=entry.label, dims=dims)
+    return items
+
+
+def _result(found: _Found, *, devices: Sequence[str], asked: Wishes, budget_s: float) -> ProfileResult:
+    results = found.results
+    kinds = ("measurements", "comparisons", "aa", "ops", "sustained", "evaluated", "counts", "warnings")
+    joined: dict[str, Any] = {kind: [entry for result in results for entry in getattr(result, kind)] for kind in kinds}
     return ProfileResult(
         trimtab=__version__,
-        device=device.name,
-        preset=preset,
-        seed=seed,
+        devices=tuple(devices),
+        preset=asked.preset,
+        seed=asked.seed,
         budget_s=budget_s,
-        measurements=tuple(entry for result in results for entry in result.measurements),
-        comparisons=tuple(entry for result in results for entry in result.comparisons),
-        aa=tuple(entry for result in results for entry in result.aa),
-        skipped=(*skipped, *(entry for result in results for entry in result.skipped)),
-        warnings=tuple(entry for result in results for entry in result.warnings),
-        partial=partial,
+        skipped=(*found.skipped, *(entry for result in results for entry in result.skipped)),
+        partial=found.partial or found.stopped,
+        **joined,
     )
 
 
-def _late(label: str, runtime: str) -> Skipped:
-    return Skipped(label=label, runtime=runtime, kind="interrupted", reason="stopped before this runtime's turn")
+def _late(label: str, runtime: str | None, device: str) -> Skipped:
+    return Skipped(label=label, runtime=runtime, device=device, kind="interrupted", reason="stopped before this runtime's turn")
+
+
+def _said(error: UserError) -> str:
+    return f"{error.what} ({error.hint})" if error.hint else error.what
 
 
 def _load(folders: Sequence[Path], *, force: bool) -> list[_Loaded]:
@@ -131,20 +258,49 @@ def _load(folders: Sequence[Path], *, force: bool) -> list[_Loaded]:
     return [_Loaded(*entry) for entry in zip(homes, artifacts, labels, strict=True)]
 
 
-def _check_runtimes(asked: Sequence[str] | None, options: Mapping[str, Mapping[str, str]]) -> list[str] | None:
-    """The runtimes asked for, each once and installed, with their options checked. Raises UserError."""
-    for name, settings in options.items():
-        runtimes.entry(name).card.complete(settings)
-    if asked is None:
+def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *, device: str, alone: bool) -> list[str] | None:
+    """The runtimes asked for that the device has, None for all. Raises UserError for an option or, when `alone`, a runtime it lacks."""
+    for name, settings in asked.options.items():
+        if name in offers:
+            complete(offers[name], settings)
+    if asked.runtimes is None:
         return None
-    if not asked:
-        raise UserError(
-            "an empty list of runtimes was given",
-            hint="leave it out to use all that fit, or name " + ", ".join(runtimes.names()),
-        )
-    for name in asked:
-        require(name)
-    return list(dict.fromkeys(asked))
+    usable = []
+    for name in asked.runtimes:
+        error = None
+        if name not in offers:
+            here = "" if alone and device == "local" else f" on {device}"
+            error = UserError(f"unknown runtime {name!r}{here}", hint=did_you_mean(name, offers))
+        elif offers[name].missing:
+            what, _, install = offers[name].missing.rpartition(": ")
+            error = UserError(what or offers[name].missing, hint=install)
+        if error and alone:
+            raise error
+        if error:
+            found.unusable[name] = error
+        else:
+            found.used.add(name)
+            usable.append(name)
+    return usable
+
+
+def _check_somewhere(asked: Wishes, found: _Found) -> None:
+    """None, when every runtime asked for was there on some device. Raises UserError."""
+    for name in asked.runtimes or ():
+        if name not in found.used and name in found.unusable:
+            raise found.unusable[name]
+
+
+def complete(offer: Offer, options: Mapping[str, str]) -> dict[str, str]:
+    """`options` of a runtime with every default filled in. Raises UserError for an unknown option or choice."""
+    for name, choice in options.items():
+        if name not in offer.options:
+            raise UserError(f"{offer.title} has no option {name!r}", hint=did_you_mean(name, offer.options))
+        if choice not in offer.options[name]:
+            raise UserError(
+                f"{offer.title}: option {name} cannot be {choice!r}", hint="one of " + ", ".join(offer.options[name])
+            )
+    return {name: options.get(name, choices[0]) for name, choices in offer.options.items()}
 
 
 def _dims(loaded: list[_Loaded], dims: Mapping[str, int]) -> dict[str, dict[str, int] | None]:
@@ -169,31 +325,44 @@ def _dims(loaded: list[_Loaded], dims: Mapping[str, int]) -> dict[str, dict[str,
 
 
 def _groups(
-    loaded: list[_Loaded], chosen: list[str] | None, dims: Mapping[str, dict[str, int] | None], skipped: list[Skipped]
+    loaded: Sequence[_Loaded],
+    chosen: list[str] | None,
+    dims: Mapping[str, dict[str, int] | None],
+    skipped: list[Skipped],
+    *,
+    offers: Mapping[str, Offer],
+    device: str,
 ) -> dict[str, list[_Loaded]]:
     """Runtime → its artifacts, in the order given; what can't be measured goes to `skipped` with its reason."""
     groups: dict[str, list[_Loaded]] = {}
+
+    def skip(entry: _Loaded, kind: str, reason: str, runtime: str | None = None) -> None:
+        told = {"label": entry.label, "runtime": runtime, "device": device, "kind": kind, "reason": reason}
+        skipped.append(Skipped.model_validate(told))
+
     for entry in loaded:
         format_name = entry.artifact.format
-        able = fitting(format_name)
+        able = [name for name, offer in offers.items() if format_name in offer.formats]
         names = able if chosen is None else [name for name in chosen if name in able]
         if not able:
-            skipped.append(Skipped(label=entry.label, runtime=None, kind="no runtime", reason=why_none(format_name)))
+            skip(entry, "no runtime", why_none(format_name) if device == "local" else _none_there(format_name, offers, device))
         elif not names:
-            reason = f"{', '.join(chosen or [])} does not run {format_name!r} files; {', '.join(able)} would"
-            skipped.append(Skipped(label=entry.label, runtime=None, kind="no runtime", reason=reason))
+            skip(entry, "no runtime", f"{', '.join(chosen or [])} does not run {format_name!r} files; {', '.join(able)} would")
         elif dims[entry.label] is None:
             reason = f"its shapes are fixed ({_shapes(entry.artifact)}), so the dimensions asked for can't be set"
-            skipped.append(Skipped(label=entry.label, runtime=None, kind="dims", reason=reason))
+            skip(entry, "dims", reason)
         else:
             for name in names:
-                card = runtimes.entry(name).card
-                if gone := card.missing():
-                    reason = f"{card.title} needs {', '.join(gone)}, not installed: {card.install}"
-                    skipped.append(Skipped(label=entry.label, runtime=name, kind="missing package", reason=reason))
+                if offers[name].missing:
+                    skip(entry, "missing package", offers[name].missing, name)
                 else:
                     groups.setdefault(name, []).append(entry)
     return groups
+
+
+def _none_there(format_name: str, offers: Mapping[str, Offer], device: str) -> str:
+    formats = sorted({name for offer in offers.values() for name in offer.formats})
+    return f"nothing on {device} runs {format_name!r} files; it runs " + (", ".join(formats) or "none")
 
 
 def _shapes(artifact: Artifact) -> str:

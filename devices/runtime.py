@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..export.manifest import Contract, Registry, UserError, did_you_mean
+from ..export.light import Registry, UserError, did_you_mean
 
 Tensors = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,6 +18,34 @@ Shapes = Mapping[str, tuple[int, ...]]
 NO_RUNTIME: Mapping[str, str] = {
     "coreml": "Core ML runs on macOS and iOS alone; its numerics were checked by the export, its speed needs an Apple device",
 }
+
+
+class Port(Protocol):
+    """What a runtime needs to know of one input or output; a string in `shape` is free at run time."""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the file."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """Its dimensions."""
+
+    @property
+    def dtype(self) -> str:
+        """Its NumPy type."""
+
+
+class Ports(Protocol):
+    """The inputs and outputs of an artifact: its whole contract here, a shorter list of them on a device."""
+
+    @property
+    def inputs(self) -> Sequence[Port]:
+        """What goes in."""
+
+    @property
+    def outputs(self) -> Sequence[Port]:
+        """What comes out."""
 
 
 class RejectedError(UserError):
@@ -31,6 +59,13 @@ class RejectedError(UserError):
             hint="export it again, or name other runtimes with --runtime",
             exit_code=1,
         )
+
+    @classmethod
+    def told(cls, what: str, hint: str) -> RejectedError:
+        """The same error, as a runner elsewhere worded it."""
+        error = cls.__new__(cls)
+        UserError.__init__(error, what, hint=hint, exit_code=1)
+        return error
 
 
 @dataclass(frozen=True)
@@ -78,7 +113,7 @@ class Runtime(Protocol):
     def version(self) -> str:
         """The runtime's version; imports it."""
 
-    def load(self, path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> Session:
+    def load(self, path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> Session:
         """A session for the exported file, made ready for inputs of `shapes`. `options` are complete. Raises RejectedError."""
 
 
@@ -146,7 +181,7 @@ def why_none(format_name: str) -> str:
     return NO_RUNTIME.get(format_name, f"no runtime here runs {format_name!r} files; they run " + ", ".join(formats))
 
 
-def check_shapes(runtime: str, path: Path, *, contract: Contract, inputs: Tensors, any_batch: bool = False) -> None:
+def check_shapes(runtime: str, path: Path, *, contract: Ports, inputs: Tensors, any_batch: bool = False) -> None:
     """None, when every input has a shape of its contract; `any_batch`: the first dimension apart. Raises RejectedError."""
     start = 1 if any_batch else 0
     for spec in contract.inputs:

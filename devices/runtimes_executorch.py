@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract, noise
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_shapes, in_turn, runtimes
+from ..export.light import noise
+from .runtime import Ports, RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_shapes, in_turn, runtimes
 
 NAME = "executorch"
 
@@ -18,7 +18,7 @@ NAME = "executorch"
 class ExecuTorchSession:
     """A program's method "forward". Inputs and outputs have no names in the file: they come in the contract's order."""
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int, check: str) -> None:
+    def __init__(self, path: Path, contract: Ports, *, threads: int, check: str) -> None:
         self.path, self.contract, self.threads, self.check = path, contract, threads, check
         try:
             with noise.hushed():
@@ -114,6 +114,6 @@ class ExecuTorch:
         return metadata.version("executorch")
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> ExecuTorchSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> ExecuTorchSession:
         """A session; `shapes` need no preparation here. Raises RejectedError."""
         return ExecuTorchSession(path, contract, threads=threads, check=options["program_check"])

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, runtimes
+from .runtime import Ports, RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, runtimes
 
 NAME = "litert"
 
@@ -18,7 +17,7 @@ NAME = "litert"
 class LiteRtSession:
     """An Interpreter, resized when inputs of another shape arrive. The XNNPACK delegate is on unless asked otherwise."""
 
-    def __init__(self, path: Path, contract: Contract, *, shapes: Shapes, threads: int, delegate: bool) -> None:
+    def __init__(self, path: Path, contract: Ports, *, shapes: Shapes, threads: int, delegate: bool) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         self.path, self.contract, self.threads = path, contract, threads
@@ -127,6 +126,6 @@ class LiteRt:
         return metadata.version("ai-edge-litert")
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> LiteRtSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> LiteRtSession:
         """A session with memory for `shapes`. Raises RejectedError."""
         return LiteRtSession(path, contract, shapes=shapes, threads=threads, delegate=options["delegate"] == "xnnpack")

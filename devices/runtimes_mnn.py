@@ -10,8 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract, noise
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, check_shapes, in_turn, runtimes
+from ..export.light import noise
+from .runtime import (
+    Ports,
+    RejectedError,
+    RuntimeCard,
+    RuntimeFacts,
+    Shapes,
+    Tensors,
+    check_names,
+    check_shapes,
+    in_turn,
+    runtimes,
+)
 
 NAME = "mnn"
 _TYPES = {"float32": "float", "int32": "int", "uint8": "uint8", "int8": "int8"}
@@ -21,7 +32,7 @@ _FAILURES = (SystemError, RuntimeError, ValueError)
 class MnnSession:
     """A Module, resized when inputs of another shape arrive."""
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int, precision: str) -> None:
+    def __init__(self, path: Path, contract: Ports, *, threads: int, precision: str) -> None:
         self.path, self.contract, self.threads, self.precision = path, contract, threads, precision
         names = [spec.name for spec in contract.inputs], [spec.name for spec in contract.outputs]
         try:
@@ -108,6 +119,6 @@ class Mnn:
         return metadata.version("mnn")
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> MnnSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> MnnSession:
         """A session; `shapes` need no preparation here. Raises RejectedError."""
         return MnnSession(path, contract, threads=threads, precision=options["precision"])

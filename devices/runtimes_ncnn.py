@@ -9,8 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract, UserError, ncnn_files, noise
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, check_shapes, in_turn, runtimes
+from ..export.light import UserError, ncnn_files, noise
+from .runtime import (
+    Ports,
+    RejectedError,
+    RuntimeCard,
+    RuntimeFacts,
+    Shapes,
+    Tensors,
+    check_names,
+    check_shapes,
+    in_turn,
+    runtimes,
+)
 
 NAME = "ncnn"
 
@@ -18,7 +29,7 @@ NAME = "ncnn"
 class NcnnSession:
     """A Net in float32, or in what ncnn takes by itself (half precision where the CPU has it)."""
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int, precision: str) -> None:
+    def __init__(self, path: Path, contract: Ports, *, threads: int, precision: str) -> None:
         self.path, self.contract, self.threads, self.precision = path, contract, threads, precision
         try:
             layers = ncnn_files.layers_of(path / ncnn_files.PARAM)
@@ -121,6 +132,6 @@ class Ncnn:
         return metadata.version("ncnn")
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> NcnnSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> NcnnSession:
         """A session; `shapes` need no preparation here. Raises RejectedError."""
         return NcnnSession(path, contract, threads=threads, precision=options["precision"])

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
+from .runtime import Ports, RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
 
 NAME = "onnxruntime"
 
@@ -17,7 +16,7 @@ NAME = "onnxruntime"
 class OnnxRuntimeSession:
     """An InferenceSession: sequential, one inter-op thread, CPU provider. It runs any shape that the model allows."""
 
-    def __init__(self, path: Path, contract: Contract, *, threads: int, optimise: bool) -> None:
+    def __init__(self, path: Path, contract: Ports, *, threads: int, optimise: bool) -> None:
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
@@ -105,6 +104,6 @@ class OnnxRuntime:
         return onnxruntime.__version__
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> OnnxRuntimeSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> OnnxRuntimeSession:
         """A session; `shapes` need no preparation here. Raises RejectedError."""
         return OnnxRuntimeSession(path, contract, threads=threads, optimise=options["graph_optimizations"] == "all")

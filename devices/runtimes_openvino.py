@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..export.manifest import Contract, openvino_core
-from .runtime import RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
+from ..export.light import openvino_core
+from .runtime import Ports, RejectedError, RuntimeCard, RuntimeFacts, Shapes, Tensors, check_names, in_turn, runtimes
 
 NAME = "openvino"
 
@@ -21,7 +21,7 @@ class OpenVinoSession:
     the precision is set to f32 unless the user asks otherwise, and what is in force is read back.
     """
 
-    def __init__(self, path: Path, contract: Contract, *, shapes: Shapes, threads: int, precision: str) -> None:
+    def __init__(self, path: Path, contract: Ports, *, shapes: Shapes, threads: int, precision: str) -> None:
         self.openvino = openvino_core.library()
         self.path, self.contract = path, contract
         self.settings: dict[str, Any] = {
@@ -132,6 +132,6 @@ class OpenVino:
         return str(openvino_core.library().__version__)
 
     @staticmethod
-    def load(path: Path, contract: Contract, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> OpenVinoSession:
+    def load(path: Path, contract: Ports, *, shapes: Shapes, threads: int, options: Mapping[str, str]) -> OpenVinoSession:
         """A session compiled for `shapes`. Raises RejectedError."""
         return OpenVinoSession(path, contract, shapes=shapes, threads=threads, precision=options["precision"])

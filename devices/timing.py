@@ -4,7 +4,8 @@ A fixed order invents differences of 5…12 % between identical models (each inh
 order every round and one untimed warm call remove that. What stays is every loaded model's luck with its place in memory,
 ±1 % for as long as it lives: so all models are loaded anew several times, in random order and with random gaps, and these
 sittings are the repetitions that intervals are made of. The twin, a second instance of the first model, shows what is left.
-The loop knows no runtime: it takes makers of callables and a clock.
+The loop knows no runtime and no device: it asks a stand, where models are loaded into slots and timed. `measure` times callables
+of this process on a stand of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from .intervals import FEWEST, paired_ratio, relative_precision
 
 Call = Callable[[], object]
 Clock = Callable[[], int]
-Stop = Literal["precise", "budget", "interrupted"]
+Stop = Literal["precise", "rules", "budget", "interrupted", "lost"]
 
 Maker = Callable[[], Call]
 """Loads a model anew and gives the call that runs it."""
@@ -44,6 +45,8 @@ class Plan:
     A sitting ends after `min_rounds` when its own rounds agree to twice those precisions, or when its share of time is used.
     Blocks of calls last `block_ns` at least. A warm-up ends when the medians of two successive windows of `window` calls
     differ by less than `steady`.
+    With `min_queries` and `min_timed_s` every model's timed calls are that many and last that long, whatever the precision, one
+    query a sample (the rules of MLPerf's single stream); it then stops by the "rules".
     """
 
     budget_s: float = 30.0
@@ -58,6 +61,13 @@ class Plan:
     window: int = 5
     steady: float = 0.05
     max_windows: int = 20
+    min_queries: int = 0
+    min_timed_s: float = 0.0
+
+    @property
+    def by_rules(self) -> bool:
+        """Whether numbers of queries and seconds decide, and not precision."""
+        return self.min_queries > 0
 
     def __post_init__(self) -> None:
         if not (self.budget_s > 0 and math.isfinite(self.budget_s)):
@@ -68,6 +78,7 @@ PRESETS: Mapping[str, Plan] = {
     "quick": Plan(budget_s=10.0, precision=0.05, ratio_precision=0.025, min_sittings=6, min_rounds=10),
     "standard": Plan(),
     "thorough": Plan(budget_s=120.0, precision=0.01, ratio_precision=0.005, min_sittings=15),
+    "mlperf": Plan(budget_s=1800.0, min_sittings=6, max_rounds=100_000, block_ns=0, min_queries=1024, min_timed_s=60.0),
 }
 
 
@@ -100,6 +111,7 @@ class Outcome:
     twin: Timed
     sittings: tuple[int, ...]
     stopped_because: Stop
+    reason: str = ""
 
     @property
     def rounds(self) -> int:
@@ -108,8 +120,56 @@ class Outcome:
 
     @property
     def partial(self) -> bool:
-        """Whether the user stopped it."""
-        return self.stopped_because == "interrupted"
+        """Whether the user stopped it, or the device was lost."""
+        return self.stopped_because in ("interrupted", "lost")
+
+
+class Stand(Protocol):
+    """Where models are loaded and timed: slots 0, 1, … in the order that they were named in, the twin of the first in the last."""
+
+    batch_s: float
+    """How many seconds of rounds one request may hold: 0 for one round at a time."""
+
+    def load(self, slots: Sequence[int], gaps: Sequence[Sequence[int]]) -> None:
+        """Everything anew, in this order, each after `gaps` bytes of memory that move it about."""
+
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+        """Nanoseconds a call, of a block of calls of each slot in turn; with `warm` each comes after a call that is not timed."""
+
+    def clock(self) -> int:
+        """Nanoseconds that the budget is counted in."""
+
+
+class CallStand:
+    """Callables of this process."""
+
+    batch_s = 0.0
+
+    def __init__(self, makers: Sequence[Maker], clock: Clock = time.perf_counter_ns) -> None:
+        self.makers, self.clock = makers, clock
+        self.calls: dict[int, Call] = {}
+        self.gaps: list[bytearray] = []
+
+    def load(self, slots: Sequence[int], gaps: Sequence[Sequence[int]]) -> None:
+        """Fresh calls."""
+        self.calls, self.gaps = {}, []
+        gc.collect()  # the models of the sitting before: the collector itself is off
+        for slot, sizes in zip(slots, gaps, strict=True):
+            self.gaps += [bytearray(size) for size in sizes]
+            self.calls[slot] = self.makers[slot]()
+
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+        """Nanoseconds a call."""
+        times = []
+        for slot, block in zip(slots, blocks, strict=True):
+            call = self.calls[slot]
+            if warm:
+                call()  # refills caches and branch predictors that the model before it took over
+            start = self.clock()
+            for _ in range(block):
+                call()
+            times.append((self.clock() - start) / block)
+        return times
 
 
 def measure(
@@ -119,94 +179,140 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     tick: Callable[[float], None] = lambda seconds: None,
 ) -> Outcome:
-    """Per-call samples of every model and of a twin of the first one, measured in the same rounds.
+    """Per-call samples of every callable and of a twin of the first one, in this process.
 
     `tick` hears, between rounds, the seconds since it was last called. A KeyboardInterrupt ends the loop and keeps all whole
     rounds. Raises UserError when there is nothing to time.
     """
     if not makers:
         raise UserError("there is nothing to time", hint="name at least one artifact")
-    loop = _Loop([*makers.values(), next(iter(makers.values()))], plan, clock, tick)
+    stand = CallStand([*makers.values(), next(iter(makers.values()))], clock)
     with collector_off():
-        try:
-            stop = loop.sit_until_known()
-        except KeyboardInterrupt:
-            stop = "interrupted"
+        return measure_on(stand, list(makers), plan=plan, tick=tick)
+
+
+def measure_on(
+    stand: Stand,
+    names: Sequence[str],
+    *,
+    plan: Plan,
+    tick: Callable[[float], None] = lambda seconds: None,
+    lost: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Outcome:
+    """Per-call samples of the models in the stand's slots, named in their order, and of the twin in the slot after them.
+
+    A KeyboardInterrupt, or an exception of `lost`, ends the loop and keeps all whole rounds.
+    """
+    loop = _Loop(stand, len(names) + 1, plan, tick)
+    reason = ""
+    try:
+        stop = loop.sit_until_known()
+    except KeyboardInterrupt:
+        stop = "interrupted"
+    except lost as error:
+        stop, reason = "lost", str(error)
     sittings = tuple(length for length in loop.sittings if length)
     for record in loop.timed:
         del record.samples_ns[sum(sittings) :]  # an interrupt may fall between two models' notes of the same round
-    named = dict(zip(makers, loop.timed[:-1], strict=True))
-    return Outcome(timed=named, twin=loop.timed[-1], sittings=sittings, stopped_because=stop)
+    named = dict(zip(names, loop.timed[:-1], strict=True))
+    return Outcome(timed=named, twin=loop.timed[-1], sittings=sittings, stopped_because=stop, reason=reason)
 
 
 class _Loop:
-    """The state of one `measure`. The last maker is the twin's."""
+    """The state of one measurement. The last slot is the twin's."""
 
-    def __init__(self, makers: list[Maker], plan: Plan, clock: Clock, tick: Callable[[float], None]) -> None:
-        self.makers, self.plan, self.clock, self.tick = makers, plan, clock, tick
-        self.timed = [Timed() for _ in makers]
+    def __init__(self, stand: Stand, count: int, plan: Plan, tick: Callable[[float], None]) -> None:
+        self.stand, self.plan, self.tick = stand, plan, tick
+        self.timed = [Timed() for _ in range(count)]
         self.sittings: list[int] = []
         self.rng = np.random.default_rng(plan.seed)
-        self.begin = self.said = clock()
+        self.begin = self.said = stand.clock()
 
     def sit_until_known(self) -> Stop:
         """Sitting after sitting; why it ended."""
         plan = self.plan
         while True:
-            left_s = plan.budget_s - (self.clock() - self.begin) / 1e9
+            left_s = plan.budget_s - (self.stand.clock() - self.begin) / 1e9
             # a third more sittings than are needed are planned for, so that time is left when the first ones disagree
             planned = max(1, math.ceil(plan.min_sittings * 4 / 3) - len(self.sittings))
             self._sit(max(0.0, left_s / planned))
             done = len(self.sittings)
-            if done >= max(plan.min_sittings, FEWEST) and self._known(self.sittings, 0, 1):
-                return "precise"
-            over = self.clock() - self.begin >= plan.budget_s * 1e9
+            if done >= max(plan.min_sittings, FEWEST):
+                if plan.by_rules and self._ruled(1):
+                    return "rules"
+                if not plan.by_rules and self._known(self.sittings, 0, 1):
+                    return "precise"
+            over = self.stand.clock() - self.begin >= plan.budget_s * 1e9
             if done >= FEWEST and (over or done >= plan.max_sittings):
                 return "budget"
 
     def _sit(self, share_s: float) -> None:
         """One sitting: all models loaded, warmed up and timed for `share_s` seconds at most."""
-        gc.collect()  # the models of the sitting before: the collector itself is off
-        until = self.clock() + round(share_s * 1e9)
-        calls, _gaps = self._load()
-        for call, record in zip(calls, self.timed, strict=True):
-            _warm_up(call, record, plan=self.plan, share_ns=share_s * 1e9 * 0.2 / len(calls), clock=self.clock)
+        until = self.stand.clock() + round(share_s * 1e9)
+        order = [int(slot) for slot in self.rng.permutation(len(self.timed))]
+        self.stand.load(order, [[int(self.rng.integers(1, LARGEST_GAP)), int(self.rng.integers(1, 4096))] for _ in order])
+        for slot, record in enumerate(self.timed):
+            self._warm_up(slot, record, share_ns=share_s * 1e9 * 0.2 / len(self.timed))
         self.timed[-1].block = self.timed[0].block  # the twin is timed exactly as its sibling, or it would not be one
         start = len(self.timed[0].samples_ns)
         self.sittings.append(0)
-        next_check = self.plan.min_rounds
+        next_check, lasts_s = self.plan.min_rounds, 0.0
         while True:
-            self._round(calls)
-            self.sittings[-1] += 1
+            before = self.stand.clock()
+            left = max(1, min(next_check, self.plan.max_rounds) - self.sittings[-1])
+            rounds = max(1, min(left, int(self.stand.batch_s / lasts_s))) if lasts_s else 1
+            self._rounds(rounds)
+            lasts_s = (self.stand.clock() - before) / 1e9 / rounds
             done = self.sittings[-1]
             if done >= next_check:
-                if self._known(None, start, 2):
+                if (
+                    self._ruled(len(self.sittings) / self.plan.min_sittings)
+                    if self.plan.by_rules
+                    else self._known(None, start, 2)
+                ):
                     return
                 next_check = done + max(5, done // 8)
-            if done >= LEAST_ROUNDS and (self.clock() >= until or done >= self.plan.max_rounds):
+            if done >= LEAST_ROUNDS and (self.stand.clock() >= until or done >= self.plan.max_rounds):
                 return
 
-    def _load(self) -> tuple[list[Call], list[bytearray]]:
-        """Fresh calls in the makers' order, loaded in random order with gaps between them that move their memory about."""
-        made: dict[int, Call] = {}
-        gaps = []
-        for index in self.rng.permutation(len(self.makers)):
-            gaps.append(bytearray(int(self.rng.integers(1, LARGEST_GAP))))
-            gaps.append(bytearray(int(self.rng.integers(1, 4096))))
-            made[int(index)] = self.makers[index]()
-        return [made[index] for index in range(len(self.makers))], gaps
-
-    def _round(self, calls: list[Call]) -> None:
-        """One sample of every call, in random order."""
-        row = [0.0] * len(calls)
-        for index in self.rng.permutation(len(calls)):
-            calls[index]()  # refills caches and branch predictors that the model before it took over
-            row[index] = _block(calls[index], self.timed[index].block, self.clock)
-        now = self.clock()
+    def _rounds(self, count: int) -> None:
+        """`count` rounds, in each of which every slot is timed once, in random order."""
+        orders = [[int(slot) for slot in self.rng.permutation(len(self.timed))] for _ in range(count)]
+        slots = [slot for order in orders for slot in order]
+        times = self.stand.time(slots, [self.timed[slot].block for slot in slots], warm=True)
+        now = self.stand.clock()
         self.tick((now - self.said) / 1e9)
         self.said = now
-        for record, sample in zip(self.timed, row, strict=True):
-            record.samples_ns.append(sample)
+        for slot, sample in zip(slots, times, strict=True):
+            self.timed[slot].samples_ns.append(max(sample, 1e-3))  # a clock too coarse gives no zero: ratios take logs
+        self.sittings[-1] += count
+
+    def _warm_up(self, slot: int, record: Timed, *, share_ns: float) -> None:
+        """Calls until two successive windows agree, at most `max_windows` or `share_ns`; sets the block size, once."""
+        plan, begin = self.plan, self.stand.clock()
+        before: float | None = None
+        median = 0.0
+        for _ in range(plan.max_windows):
+            window: list[float] = []
+            while len(window) < plan.window and (len(window) < 2 or self.stand.clock() - begin < share_ns):
+                window += self.stand.time([slot], [1], warm=False)
+            record.warmups += len(window)
+            median = float(np.median(window))
+            if before is not None and abs(median - before) <= plan.steady * before:
+                record.steady_sittings += 1
+                break
+            if self.stand.clock() - begin >= share_ns:
+                break
+            before = median
+        if not record.block:
+            record.block = _block(plan, median)
+            if record.block > 1:  # single short calls look longer than they are
+                record.block = _block(plan, *self.stand.time([slot], [record.block], warm=True))
+
+    def _ruled(self, share: float) -> bool:
+        """Whether every model has had `share` of the queries and seconds that the rules ask for."""
+        wanted, seconds = math.ceil(self.plan.min_queries * share), self.plan.min_timed_s * share
+        return all(len(r.samples_ns) >= wanted and sum(r.samples_ns) * r.block >= seconds * 1e9 for r in self.timed)
 
     def _known(self, sittings: list[int] | None, start: int, slack: float) -> bool:
         """Whether, from sample `start` on, every median and every ratio to the first model is as precise as planned."""
@@ -222,33 +328,9 @@ class _Loop:
         return True
 
 
-def _block(call: Call, size: int, clock: Clock) -> float:
-    """Nanoseconds per call over `size` calls in a row."""
-    start = clock()
-    for _ in range(size):
-        call()
-    return max((clock() - start) / size, 1e-3)  # a clock too coarse for the block must not give a zero: ratios take logs
-
-
-def _warm_up(call: Call, record: Timed, *, plan: Plan, share_ns: float, clock: Clock) -> None:
-    """Calls until two successive windows agree, at most `max_windows` of them or `share_ns` of time; sets the block size, once."""
-    begin = clock()
-    before: float | None = None
-    median = 0.0
-    for _ in range(plan.max_windows):
-        window: list[float] = []
-        while len(window) < plan.window and (len(window) < 2 or clock() - begin < share_ns):
-            window.append(_block(call, 1, clock))
-        record.warmups += len(window)
-        median = float(np.median(window))
-        if before is not None and abs(median - before) <= plan.steady * before:
-            record.steady_sittings += 1
-            break
-        if clock() - begin >= share_ns:
-            break
-        before = median
-    if not record.block:
-        record.block = min(LARGEST_BLOCK, max(1, math.ceil(plan.block_ns / max(median, 1.0))))
+def _block(plan: Plan, call_ns: float) -> int:
+    """How many calls make a block."""
+    return min(LARGEST_BLOCK, max(1, math.ceil(plan.block_ns / max(call_ns, 1.0))))
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models.contract import Contract
 from ..models.errors import UserError
+
+if TYPE_CHECKING:
+    from ..models.contract import Contract
 
 PARAM, BIN = "model.ncnn.param", "model.ncnn.bin"
 _HEAD = 2

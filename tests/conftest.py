@@ -13,6 +13,7 @@ USER_NET = Path(__file__).parent / "user_net.py"
 @pytest.fixture(autouse=True)
 def _private_config(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setenv("TRIMTAB_LOCKS", str(tmp_path_factory.getbasetemp() / "locks"))  # workers beside each other don't wait
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from trimtab.devices import conditions
-from trimtab.devices.measurement import ProfileResult, Reading
+from trimtab.devices.link import LinkLostError, ProcessLink
+from trimtab.devices.measurement import ProfileResult
 from trimtab.devices.profile import profile
+from trimtab.devices.reading import Reading
 from trimtab.devices.runtime import RejectedError
 from trimtab.export.manifest import GOLDEN, MANIFEST, UserError
 
@@ -84,7 +86,7 @@ def test_a_file_whose_figures_contradict_its_samples_is_refused(onnx_folder, tmp
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"do not make \d+ samples"):
         ProfileResult.read_json(path)
-    path.write_text(json.dumps({"schema_version": 2}))
+    path.write_text(json.dumps({"schema_version": 3}))
     with pytest.raises(UserError, match="is not a profile of this version"):
         ProfileResult.read_json(path)
 
@@ -255,43 +257,52 @@ def test_labels_tell_namesakes_apart(onnx_folder, tmp_path):
     assert same == ["net onnx fp32 #1", "net onnx fp32 #2"]
 
 
-def test_interrupt_keeps_what_was_finished(onnx_folder, monkeypatch):
+def interrupts(monkeypatch, error, *, runtime, at):
+    """The asking side fails with `error` at the `at`-th load on `runtime`."""
+    ask, seen = ProcessLink.ask, {"runtime": "", "loads": 0}
+
+    def asks(self, request, **more):
+        if request["do"] == "open":
+            seen["runtime"] = request["runtime"]
+        if request["do"] == "load" and seen["runtime"] == runtime:
+            seen["loads"] += 1
+            if seen["loads"] == at:
+                raise error
+        return ask(self, request, **more)
+
+    monkeypatch.setattr(ProcessLink, "ask", asks)
+
+
+# one cold load, one for the golden outputs, then two a sitting, the baseline's and its twin's: the seventh is in the third
+@pytest.mark.parametrize(
+    ("error", "stopped"), [(KeyboardInterrupt(), "interrupted"), (LinkLostError("unplugged", exit_code=1), "lost")]
+)
+def test_what_was_finished_is_kept_and_marked(onnx_folder, monkeypatch, error, stopped):
     pytest.importorskip("openvino", reason="pip install 'trimtab[openvino]'")
-    from trimtab.devices import runtimes_openvino
-
-    bind, bound = runtimes_openvino.OpenVinoSession.bind, []
-
-    def stops_later(self, inputs):
-        bound.append(self)
-        if len(bound) == 5:  # two sessions a sitting, the baseline's and its twin's: this is in the third
-            raise KeyboardInterrupt
-        return bind(self, inputs)
-
-    monkeypatch.setattr(runtimes_openvino.OpenVinoSession, "bind", stops_later)
+    interrupts(monkeypatch, error, runtime="openvino", at=7)
     result = profile([onnx_folder(), onnx_folder("other")], runtimes=["onnxruntime"], **FAST)
     assert not result.partial
     result = profile([onnx_folder("alone")], **FAST)
     assert result.partial
     whole, cut = result.measurements
     assert (whole.runtime, whole.partial) == ("onnxruntime", False)
-    assert (cut.runtime, cut.partial, cut.stopped_because) == ("openvino", True, "interrupted")
+    assert (cut.runtime, cut.partial, cut.stopped_because) == ("openvino", True, stopped)
     assert len(cut.sittings) == 2
     assert cut.median_precision is None  # two sittings give no interval
     assert result.aa[-1].noise_floor is None
+    assert ("unplugged" in " ".join(result.warnings)) == (stopped == "lost")
 
 
-def test_interrupt_while_loading_leaves_entries_for_all_that_was_not_reached(onnx_folder, monkeypatch):
-    from trimtab.devices import runtimes_onnxruntime
-
-    def stop(self, inputs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runtimes_onnxruntime.OnnxRuntimeSession, "bind", stop)
+@pytest.mark.parametrize(
+    ("error", "kind"), [(KeyboardInterrupt(), "interrupted"), (LinkLostError("unplugged", exit_code=1), "lost")]
+)
+def test_what_was_not_reached_has_an_entry(onnx_folder, monkeypatch, error, kind):
+    interrupts(monkeypatch, error, runtime="onnxruntime", at=1)
     result = profile([onnx_folder("a"), onnx_folder("b")], **FAST)
     assert result.partial
     assert result.measurements == ()
     assert {(s.label, s.runtime, s.kind) for s in result.skipped} == {
-        (label, runtime, "interrupted") for label in "ab" for runtime in ("onnxruntime", "openvino")
+        (label, runtime, kind) for label in "ab" for runtime in ("onnxruntime", "openvino")
     }
 
 

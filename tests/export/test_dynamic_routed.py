@@ -10,7 +10,7 @@ import pytest
 import torch
 from routed_nets import CONTRACT, routed_net, samples
 
-from trimtab.devices.job import cycle_of
+from trimtab.devices.staging import cycle_of
 from trimtab.export.artifact import GOLDEN, SAMPLES, load_artifact
 from trimtab.export.choices import EDGE, telling
 from trimtab.export.convert import convert
