@@ -15,9 +15,9 @@ from .export_text import say_artifact, say_reverted
 from .exporting import Settings
 from .models import files
 from .pipeline import Run
+from .profile_text import say_profile
 from .record import FailedRecord
 from .steps_text import say_step
-from .verbs_export import say_profile
 
 if TYPE_CHECKING:
     from torch import Tensor

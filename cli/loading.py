@@ -257,3 +257,13 @@ def _input_shape(size: str) -> tuple[int, ...]:
         raise UserError(f"--size {size!r} is not a size", hint="--size 3x224x224 (channels, height, width)")
     numbers = [int(p) for p in parts]
     return (3, numbers[0], numbers[0]) if len(numbers) == 1 else (3, *numbers) if len(numbers) == 2 else tuple(numbers)
+
+
+def artifact_task(folder: Path, selection: Selection) -> Task:
+    """The task that `selection` names, for an artifact's inputs. Raises UserError."""
+    from .export.artifact import load_artifact
+    from .scoring import channels_first
+
+    contract = channels_first(load_artifact(folder).contract)
+    options = task_options(selection, selection.size or own_size(contract))
+    return fitted(contract, open_task(task_name(selection), options))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from .export.artifact import MetricGate
+    from .export.artifact import Artifact, MetricGate
     from .export.convert import Score, Source
     from .export.exporter import Runner
     from .models.tasks.task import Split, Task
@@ -68,6 +68,25 @@ def predictor(runner: Runner, contract: Contract, *, module: Contract | None = N
                 del sizes[0]  # a free batch has a bound in some formats
 
     return predict
+
+
+def device_score(task: Task, limit: int) -> Callable[[Artifact, Runner], dict[str, float]]:
+    """The task's test metrics over the first `limit` samples, of an artifact through whatever runs it: a device takes any batch."""
+    import torch
+
+    from .export.parity import run_in_layout
+
+    def found(artifact: Artifact, run: Runner) -> dict[str, float]:
+        original = channels_first(artifact.contract)
+        name, result, settings = original.inputs[0].name, original.outputs[0].name, original.defaults()
+
+        def predict(inputs: torch.Tensor) -> torch.Tensor:
+            given = {name: inputs.numpy(), **settings}
+            return torch.from_numpy(run_in_layout(run, given, module=original, artifact=artifact.contract)[result])
+
+        return task.evaluate(predict, "test", limit=limit)
+
+    return found
 
 
 def score(source: Source, task: Task, *, split: Split = "test", limit: int = SAMPLES, allowed: float = ALLOWED) -> Score:

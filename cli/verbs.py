@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from . import verbs_aspects, verbs_compress, verbs_convert, verbs_export, verbs_formats, verbs_info, verbs_run
+from . import (
+    verbs_aspects,
+    verbs_compare,
+    verbs_compress,
+    verbs_convert,
+    verbs_devices,
+    verbs_export,
+    verbs_formats,
+    verbs_info,
+    verbs_profile,
+    verbs_run,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +31,8 @@ def register(app: typer.Typer) -> None:
         verbs_convert.export,
         verbs_formats.formats,
         verbs_export.evaluate,
-        verbs_export.profile,
+        verbs_profile.profile,
+        verbs_compare.compare,
         verbs_run.report,
         verbs_info.convert_checkpoint,
     ):
@@ -28,4 +40,4 @@ def register(app: typer.Typer) -> None:
     app.add_typer(verbs_aspects.aspects, name="aspects")
     app.add_typer(verbs_info.models, name="models")
     app.add_typer(verbs_info.recipes, name="recipes")
-    app.add_typer(verbs_info.devices, name="devices")
+    app.add_typer(verbs_devices.devices, name="devices")

@@ -1,4 +1,4 @@
-"""`trimtab inspect`, `models`, `recipes`, `devices` and `convert-checkpoint`."""
+"""`trimtab inspect`, `models`, `recipes` and `convert-checkpoint`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 models = typer.Typer(help="The architecture zoo.", no_args_is_help=True, rich_markup_mode=None)
 recipes = typer.Typer(help="Shipped recipes, and new ones.", no_args_is_help=True, rich_markup_mode=None)
-devices = typer.Typer(help="Devices and runtimes to measure on.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @selects
@@ -192,38 +191,6 @@ def recipes_validate(path: Annotated[str, typer.Argument(help="A recipe file, or
     recipe = find_recipe(path)
     output.say(f"{path}: valid, {' → '.join(step.kind for step in recipe.steps)}")
     output.result({"name": recipe.name, "steps": [step.model_dump(mode="json") for step in recipe.steps]})
-
-
-@devices.command("ls")
-def devices_ls() -> None:
-    """Devices and runtimes, and what each can run."""
-    from .devices.device import devices as known
-    from .devices.runtime import runtimes
-
-    output.table("devices", ("name", "what"), [(e.name, e.card.title) for e in known])
-    output.say()
-    rows = [
-        (
-            e.name,
-            e.card.title,
-            ", ".join(e.card.formats),
-            "installed" if not e.card.missing() else f"pip install 'trimtab[{e.card.extra}]'",
-        )
-        for e in runtimes
-    ]
-    output.table("runtimes", ("name", "what", "formats", "state"), rows)
-    output.result({"devices": [e.name for e in known], "runtimes": [e.name for e in runtimes]})
-
-
-@devices.command("doctor")
-def devices_doctor() -> None:
-    """What works here, what is missing, and the command that mends it."""
-    from .devices.doctor import doctor
-
-    findings = doctor()
-    for f in findings:
-        output.say(f"{f.state:<8} {f.subject}: {f.detail}" + (f"\n         → {f.mend}" if f.mend else ""))
-    output.result([vars(f) for f in findings])
 
 
 def convert_checkpoint(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import output
-from .options import Device, Precision, Seed, Selection, To, listed, selects
+from .options import Device, Force, Precision, Seed, Selection, To, listed, selects
 
 if TYPE_CHECKING:
     from .record import RunRecord
@@ -93,16 +93,38 @@ def run(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="A run's folder, or JSON files of `trimtab profile -o` (of several devices, of several days)."),
+    ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Where to write the page. Default: report.html in the run's folder.")
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="Where to write the page. Default: report.html in the run's folder, or profile.html here."
+        ),
     ] = None,
+    force: Force = False,
 ) -> None:
-    """Render a run's report again from its run.json."""
-    from .job import REPORT
-    from .report import load_record, write_report
+    """Render a run's report again from its run.json, or a page from profiles."""
+    from .models import files
+    from .models.errors import UserError
 
-    path = write_report(load_record(folder), out or folder / REPORT)
+    if any(source.is_dir() for source in sources):
+        from .job import REPORT
+        from .report import load_record, write_report
+
+        if len(sources) > 1:
+            raise UserError(
+                "a run's folder makes a page by itself", hint="name one folder, or JSON files of `trimtab profile -o`"
+            )
+        path = write_report(load_record(sources[0]), out or sources[0] / REPORT)
+    else:
+        from .profile_page import read_profiles, write_profile_page
+
+        path = out or Path("profile.html")
+        files.refuse_overwrite(path, force=force)
+        read = read_profiles(sources)
+        path = write_profile_page([source.profile for source in read], path, names=[source.name for source in read])
     output.say(f"report: {path.resolve()}")
     output.result({"report": str(path.resolve())})
 

@@ -78,10 +78,44 @@ def virtualised(root: Path = ROOT) -> Reading:
     return Reading(value="yes" if "hypervisor" in flags.split() else "no")
 
 
-def emulated(root: Path = ROOT) -> bool:
-    """Whether another CPU's instructions are interpreted or translated here (QEMU's TCG, Rosetta)."""
+FAMILIES = (
+    ("x86_64", "amd64", "i386", "i486", "i586", "i686", "x86"),
+    ("aarch64", "arm64", "aarch64_be", "arm"),
+    ("riscv64", "riscv32", "riscv"),
+)
+
+
+def _family(machine: str) -> str:
+    """The name that all machines which run the same programs go by: a 64-bit Arm core runs 32-bit Arm programs itself."""
+    name = machine.lower()
+    return next(
+        (family[0] for family in FAMILIES if name in family or (family[0] == "aarch64" and name.startswith("armv"))), name
+    )
+
+
+def emulated(root: Path = ROOT, *, machine: str | None = None) -> bool:
+    """Whether another CPU's instructions are interpreted or translated here (QEMU's TCG, Rosetta).
+
+    User-mode emulation hides behind the names of the imitated CPU. What gives it away: the kernel's own architecture is not that
+    of its programs, the file that the kernel runs for a thread is the emulator (it answers for /proc/self/exe, not for threads),
+    or the kernel has an interpreter registered for the very programs that a real CPU would run.
+    """
     name = str(cpu_model(root).value or "").upper()
-    return "QEMU" in name or "TCG" in name or (platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1")
+    if "QEMU" in name or "TCG" in name or (platform.system() == "Darwin" and _sysctl("sysctl.proc_translated") == "1"):
+        return True
+    own = machine or platform.machine()
+    kernel = _text(root / "proc/sys/kernel/arch")
+    if kernel and own and _family(kernel) != _family(own):
+        return True
+    for thread in (root / "proc/self/task").glob("*/exe"):
+        try:
+            program = thread.readlink().name
+        except OSError:
+            continue
+        if program.startswith(("qemu-", "rosetta", "box64", "fex")):
+            return True
+    entry = _text(root / "proc/sys/fs/binfmt_misc" / f"qemu-{own}")
+    return entry is not None and entry.startswith("enabled")
 
 
 def cpu_quota(root: Path = ROOT) -> Reading:

@@ -33,7 +33,8 @@ class Job(BaseModel):
 
     `strict`: the runtime was asked for by name, so an artifact it rejects is an error and not a skipped entry. `ops`: inferences
     to profile operation by operation, 0 for none. `sustained_s`: seconds of every artifact without a pause. `cool_down_s`:
-    how long to wait at most before it until the device is at `cool_to_c` again (None: 60 s where it tells its temperature).
+    how long to wait at most before it until the device is at `cool_to_c` again (None: 60 s where it tells its temperature); never before the
+    `first` job of a device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +54,7 @@ class Job(BaseModel):
     sustained_s: float = 0.0
     cool_down_s: float | None = None
     cool_to_c: float | None = None
+    first: bool = True
 
 
 class JobResult(BaseModel):
@@ -128,6 +130,8 @@ class DeviceCard:
     """What a kind of device needs, readable without touching it. `tools` are programs looked for on the PATH.
 
     `argument` is the field that what follows a colon sets: "core" makes `qemu:cortex-a76` short for core = "cortex-a76".
+    `diagnose` takes a config to the doctor's findings, step by step; `set_up` fetches or builds what the kind needs on this machine,
+    as `trimtab devices setup` NAME with `set_up_name`.
     """
 
     title: str
@@ -137,6 +141,9 @@ class DeviceCard:
     tools: tuple[str, ...] = ()
     extra: str = ""
     note: str = ""
+    diagnose: Callable[[Any], tuple[Any, ...]] | None = None
+    set_up: Callable[[Callable[[str], None]], None] | None = None
+    set_up_name: str = ""
 
     def missing(self) -> tuple[str, ...]:
         """The packages and programs that are not there."""
@@ -147,4 +154,10 @@ class DeviceCard:
 Maker = Callable[[str, Any], Device]
 """Makes a device from its name and its config."""
 
-devices: Registry[Maker, DeviceCard] = Registry("device", modules=("trimtab.devices.local",))
+devices: Registry[Maker, DeviceCard] = Registry(
+    "device",
+    modules=(
+        "trimtab.devices.local",
+        "trimtab.devices.ssh",
+    ),
+)

@@ -6,10 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
+from ..export.manifest import UserError
 from . import conditions
 from .device import devices
+from .known import check_config, known_devices, resolve
 from .reading import Reading
 from .runtime import runtimes
+
+State = Literal["ok", "missing", "broken", "note"]
 
 
 @dataclass(frozen=True)
@@ -17,14 +21,48 @@ class Finding:
     """One thing looked at. `mend` is the command or the step that would put it right, empty when nothing can or need be done."""
 
     subject: str
-    state: Literal["ok", "missing", "broken", "note"]
+    state: State
     detail: str
     mend: str = ""
 
 
 def doctor() -> tuple[Finding, ...]:
     """Findings on every device kind, every runtime, and on how trustworthy timings on this machine can be."""
-    return (*_devices(), *_runtimes(), *_machine())
+    return (*_devices(), *_runtimes(), *_machine(), *_own())
+
+
+def examine(spec: str) -> tuple[Finding, ...]:
+    """Findings on one device, step by step, as far as it can be reached. Raises UserError for a name that is none."""
+    kind, fields = resolve(spec)
+    entry = devices.entry(kind)
+    config = check_config(kind, fields)
+    found = [Finding(spec, "missing", f"a device of kind {kind!r} needs {gone}") for gone in entry.card.missing()]
+    if found:
+        return tuple(found)
+    if entry.card.diagnose:
+        return entry.card.diagnose(config)
+    device = entry.value(spec, config)
+    said: list[str] = []
+    try:
+        device.prepare(said.append)
+        offers = device.offers()
+    except UserError as error:
+        return (*(Finding(spec, "note", line) for line in said), Finding(spec, "broken", error.what, error.hint))
+    finally:
+        device.close()
+    found.append(Finding(spec, "ok", f"{entry.card.title}: reached"))
+    for name, offer in offers.items():
+        state: State = "missing" if offer.missing else "ok"
+        found.append(Finding(f"{spec}: {name}", state, offer.missing or f"{offer.title} {offer.version}".strip()))
+    return tuple(found)
+
+
+def _own() -> list[Finding]:
+    """The devices of devices.toml, by name: looking at each is `examine`'s."""
+    return [
+        Finding(name, "note", f"a device of kind {table['kind']!r}", f"trimtab devices doctor {name}")
+        for name, table in known_devices().items()
+    ]
 
 
 def _devices() -> list[Finding]:

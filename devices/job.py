@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..export.manifest import Progress, UserError
+from .cooling import USUAL_S, cool_down
 from .device import Item, Job, JobResult, LinkedDevice
 from .golden import UNCHECKED, Verdict, verdict
 from .greeting import greeted, numbers, snapshot_of
@@ -165,7 +166,10 @@ class _Work:
         golden = {**load_request(staged, item.place), "slot": CHECK_SLOT, "gaps": [], "feeds": [at(place, staged.golden)]}
         self.link.ask(golden)
         expected = [{**row, "file": f"{place}/{row['file']}"} for row in staged.expected]
-        rows = self.link.ask({"do": "check", "slot": CHECK_SLOT, "expect": expected})["outputs"]
+        answer = self.link.ask({"do": "check", "slot": CHECK_SLOT, "expect": expected})
+        rows = answer["outputs"]
+        if rows is None:  # a runner that does not give its outputs says so
+            return Verdict(None, reason=str(answer.get("reason")))
         shapes = {row["name"]: list(row["shape"]) for row in staged.expected}
         self.link.ask({"do": "drop"})
         return verdict(rows, staged.artifact, shapes=shapes, reduced=facts.reduced_precision)
@@ -228,18 +232,15 @@ class _Work:
 
     def _cool(self) -> None:
         """Waits until the device is as cool as when its first job began, or the time for that is over."""
-        limit = COOL_S if self.job.cool_down_s is None else self.job.cool_down_s
-        begin = time.monotonic()
-        with self.progress.meter(f"letting {self.device.name} cool down", total=limit, unit="s") as meter:
-            while (gone := time.monotonic() - begin) < limit:
-                heat = self._snapshot().temperature_c.value
-                if isinstance(heat, float):
-                    if self.job.cool_to_c is None or heat <= self.job.cool_to_c + COOL_ENOUGH_C:
-                        return
-                elif self.job.cool_down_s is None:
-                    return  # it does not tell, and nobody asked to wait without knowing
-                time.sleep(min(COOL_STEP_S, limit - gone))
-                meter.advance(min(COOL_STEP_S, limit - gone))
+        job = self.job
+        with self.progress.meter(f"letting {self.device.name} cool down", total=job.cool_down_s or USUAL_S, unit="s") as meter:
+            cool_down(
+                lambda: self._snapshot().temperature_c.value,
+                to_c=job.cool_to_c,
+                limit_s=job.cool_down_s,
+                first=job.first,
+                tick=meter.advance,
+            )
 
     @contextmanager
     def _losing(self, said: list[str]) -> Iterator[None]:
@@ -370,7 +371,6 @@ class _Work:
         return said
 
 
-COOL_S, COOL_STEP_S, COOL_ENOUGH_C = 60.0, 2.0, 3.0
 WARMED_C = 10.0
 """A rise of temperature while measuring that the reader should know of."""
 

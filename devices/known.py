@@ -60,20 +60,30 @@ def check_config(kind: str, fields: Mapping[str, Any]) -> DeviceConfig:
         ) from None
 
 
-def open_device(spec: str) -> Device:
-    """The device that `--on` names: one of devices.toml, or a kind by itself, with its argument after a colon. Raises UserError."""
+def open_device(spec: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Device:
+    """The device that `--on` names: one of devices.toml, or a kind by itself, with its argument after a colon.
+
+    `settings` override what stands there, by kind. Raises UserError.
+    """
+    kind, fields = resolve(spec)
+    return devices.get(kind)(spec, check_config(kind, {**fields, **(settings or {}).get(kind, {})}))
+
+
+def resolve(spec: str) -> tuple[str, dict[str, Any]]:
+    """The kind and the fields of the device that `--on` names. Raises UserError."""
     known = known_devices()
     if spec in known:
         table = dict(known[spec])
         kind = table.pop("kind")
-        return devices.get(kind)(spec, check_config(kind, table))
+        devices.entry(kind)
+        return kind, table
     kind, colon, argument = spec.partition(":")
     if kind not in devices.names():
         raise UserError(f"unknown device {spec!r}", hint=did_you_mean(spec, [*known, *devices.names()]))
     card = devices.entry(kind).card
     if colon and not card.argument:
         raise UserError(f"{spec!r}: {kind!r} takes nothing after a colon", hint=f"--on {kind}")
-    return devices.get(kind)(spec, check_config(kind, {card.argument: argument} if colon else {}))
+    return kind, {card.argument: argument} if colon else {}
 
 
 def add_device(name: str, kind: str, fields: Mapping[str, Any], *, force: bool = False) -> Path:

@@ -80,14 +80,15 @@ class ProcessLink:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.answers, selectors.EVENT_READ)
         self.buffer = b""
+        self.ended: LinkLostError | None = None
 
     def ask(self, request: dict[str, Any], *, timeout_s: float = ANSWER_S) -> dict[str, Any]:
         """The answer. Raises LinkLostError, RejectedError, UserError."""
-        try:
+        if self.ended:
+            raise self.ended
+        with contextlib.suppress(BrokenPipeError):  # it may have said why before it ended
             self.requests.write(json.dumps(request).encode() + b"\n")
             self.requests.flush()
-        except (BrokenPipeError, ValueError):
-            raise self._lost() from None
         return opened(self._answer(timeout_s, what=str(request.get("do"))))
 
     def _answer(self, timeout_s: float, *, what: str) -> dict[str, Any]:
@@ -101,8 +102,7 @@ class ProcessLink:
                 continue
             left = until - time.monotonic()
             if left <= 0 or not self.selector.select(left):
-                self.close(grace_s=0)
-                raise LinkLostError(
+                raise self._given_up(
                     f"{self.where} gave no answer to {what!r} within {timeout_s:.0f} s",
                     hint="is it asleep, or off the network?",
                 )
@@ -111,8 +111,7 @@ class ProcessLink:
                 raise self._lost()
             self.buffer += piece
             if len(self.buffer) > LARGEST:
-                self.close(grace_s=0)
-                raise LinkLostError(
+                raise self._given_up(
                     f"{self.where} sent more than {LARGEST >> 20} MiB in one line", hint="this is no runner of ours"
                 )
 
@@ -122,9 +121,16 @@ class ProcessLink:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            self.close(grace_s=0)
-            raise LinkLostError(f"{self.where} answered with what is no JSON object: {line[:80]!r}")
+            raise self._given_up(
+                f"{self.where} answered with what is no JSON object: {line[:80]!r}", hint="this is no runner of ours"
+            )
         return answer
+
+    def _given_up(self, what: str, *, hint: str) -> LinkLostError:
+        """The error that ends the link; the runner is stopped."""
+        self.ended = LinkLostError(what, hint=hint, exit_code=1)
+        self.close(grace_s=0)
+        return self.ended
 
     def _lost(self) -> LinkLostError:
         """The end of the runner, in words."""
@@ -133,9 +139,10 @@ class ProcessLink:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        return LinkLostError(
+        self.ended = LinkLostError(
             f"{self.where}: {ending(code, self.said())}", hint="what was measured before is kept; try again", exit_code=1
         )
+        return self.ended
 
     def said(self) -> list[str]:
         """The last lines of its standard error."""

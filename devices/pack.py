@@ -17,13 +17,13 @@ START = '''"""Starts the runner, after a look at what runs it: older Pythons cou
 import sys
 if sys.version_info < (3, 10):
     print('@trimtab {"error": {"kind": "user", "what": "the runner needs Python 3.10 or newer, this is %d.%d", "hint": "name '
-          'another one: trimtab devices add ... --python PATH"}}' % sys.version_info[:2], flush=True)
+          'another one: trimtab devices add ... --set python=PATH"}}' % sys.version_info[:2], flush=True)
     sys.exit(3)
 try:
     import numpy
 except ImportError:
     print('@trimtab {"error": {"kind": "user", "what": "this Python has no numpy, so no runtime either", "hint": "pip install '
-          'onnxruntime (or ai-edge-litert, ...) there, or name another Python: trimtab devices add ... --python PATH"}}', flush=True)
+          'onnxruntime (or ai-edge-litert, ...) there, or name another Python: trimtab devices add ... --set python=PATH"}}', flush=True)
     sys.exit(3)
 from trimtab.devices.runner import main
 main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,29 @@ from ..export.manifest import MANIFEST, Artifact, LogProgress, Progress, UserErr
 from .device import Device, Item, Job, JobResult, Offer
 from .held import held
 from .known import open_device
+from .linked import Linked
 from .measurement import ProfileResult, Skipped
+from .records import Evaluated
+from .remote import Run, remote_runner
 from .runtime import runtimes as registered
 from .runtime import why_none
 from .staging import stage
 from .timing import plan_of
 
 Say = Callable[[str], None]
+Score = Callable[[Artifact, Run], dict[str, float]]
+"""Takes an artifact and what runs it to the task's metrics."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The task's metrics to be taken on the device: `samples` of `data`, by `score`."""
+
+    data: str
+    samples: int
+    score: Score
+
+
 OPS = 50
 """Inferences that operations are profiled over."""
 
@@ -35,7 +52,10 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class Wishes:
-    """How to measure. `cool_down_s`: how long to wait at most for a device to be as cool as at the begin, None: 60 where it tells."""
+    """How to measure. `cool_down_s`: how long to wait at most for a device to be as cool as at the begin, None: 60 where it tells.
+
+    `settings` override devices.toml for all devices of a kind ({"browser": {"lan": True}}).
+    """
 
     runtimes: tuple[str, ...] | None = None
     threads: int = 1
@@ -49,6 +69,8 @@ class Wishes:
     ops: int = 0
     sustained_s: float = 0.0
     cool_down_s: float | None = None
+    evaluation: Evaluation | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def profile(
@@ -75,7 +97,7 @@ def profile(
         runtimes=None if runtimes is None else tuple(dict.fromkeys(runtimes)), dims=dims or {}, options=options or {}, **wishes
     )
     names = [on] if isinstance(on, str) else list(dict.fromkeys(on))
-    opened = [open_device(name) for name in names]
+    opened = [open_device(name, asked.settings) for name in names]
     plan = plan_of(asked.preset, budget_s=asked.budget_s, seed=asked.seed)
     loaded = _load(folders, force=asked.force)
     if asked.runtimes == ():
@@ -169,9 +191,12 @@ def _on_device(
                     sustained_s=asked.sustained_s,
                     cool_down_s=asked.cool_down_s,
                     cool_to_c=cool_c,
+                    first=name == next(iter(groups)),
                 )
                 result = device.run(job, progress)
                 found.results.append(result)
+                if asked.evaluation and not result.interrupted:
+                    found.results.append(_evaluated(device, job, result, members, asked.evaluation, progress))
                 found.stopped = result.interrupted and not result.lost
                 found.partial |= result.interrupted
                 if cool_c is None and result.measurements:
@@ -188,6 +213,44 @@ def _on_device(
                     break
     finally:
         device.close()
+
+
+def _evaluated(
+    device: Device, job: Job, result: JobResult, members: Sequence[_Loaded], evaluation: Evaluation, progress: Progress
+) -> JobResult:
+    """The task's metrics of every artifact that was measured, through the same runtime on the device."""
+    if not isinstance(device, Linked):
+        return JobResult(
+            warnings=(f"{job.runtime} on {device.name}: its outputs can't be had, so nothing was evaluated there",)
+        )
+    found, said = [], []
+    known = {measured.label for measured in result.measurements} | {count.label for count in result.counts}
+    emulated = any(m.conditions.emulated for m in result.measurements) or bool(result.counts)
+    for item, entry in zip(job.items, members, strict=True):
+        if item.label not in known:
+            continue
+        begin = time.monotonic()
+        with progress.meter(f"evaluating {item.label} on {device.name}", total=1, unit="artifact") as meter:
+            try:
+                with remote_runner(device, job, item) as run:
+                    metrics = evaluation.score(entry.artifact, run)
+            except (UserError, KeyboardInterrupt) as error:
+                said.append(f"{item.label} on {job.runtime}, {device.name}: not evaluated: {error or 'stopped'}")
+                continue
+            meter.advance(1)
+        found.append(
+            Evaluated(
+                label=item.label,
+                device=device.name,
+                runtime=job.runtime,
+                emulated=emulated,
+                data=evaluation.data,
+                samples=evaluation.samples,
+                metrics=metrics,
+                seconds=time.monotonic() - begin,
+            )
+        )
+    return JobResult(evaluated=tuple(found), warnings=tuple(said))
 
 
 def _put(

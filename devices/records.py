@@ -166,6 +166,11 @@ class InstructionCount(_Frozen):
         return {k: v for k, v in data.items() if k not in ("instructions", "stable")} if isinstance(data, dict) else data
 
 
+def over_budget(counts: Sequence[InstructionCount], limit: int) -> list[InstructionCount]:
+    """The counts above `limit` instructions."""
+    return [count for count in counts if count.instructions > limit]
+
+
 def windows_of(samples: Sequence[float]) -> float:
     """The median in ms of one window's ns."""
     return float(np.median(samples)) / 1e6

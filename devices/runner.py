@@ -205,10 +205,14 @@ class Runner:
         loaded = self._slot(request)
         inputs = _arrays(loaded.ports.inputs, request["feed"])
         parts: dict[str, list[np.ndarray]] = {name: [] for name in request["out"]}
-        first = loaded.ports.inputs[0].name
-        batch, samples = len(loaded.feeds[0][first]), len(inputs[first])
-        for start in range(0, samples, batch):
-            part = {name: array[start : start + batch] if len(array) == samples else array for name, array in inputs.items()}
+        batches = {name: len(array) for name, array in loaded.feeds[0].items()}
+        parted = [name for name, array in inputs.items() if len(array) != batches[name]]
+        count = len(inputs[parted[0]]) // batches[parted[0]] if parted else 1
+        for k in range(count):
+            part = {
+                name: array[k * batches[name] : (k + 1) * batches[name]] if name in parted else array
+                for name, array in inputs.items()
+            }
             outputs = loaded.session.run(part)
             for name, found in parts.items():
                 found.append(np.array(outputs[name]))
