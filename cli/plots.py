@@ -87,7 +87,7 @@ class Interval:
 
 def tradeoff(points: Sequence[Point], *, name: str, x_label: str, y_label: str, alt: str) -> Markup:
     """Points of networks, joined in the given order; y with its standard error."""
-    with _figure(2.9) as figure:
+    with drawing(2.9) as figure:
         axes = figure.add_subplot()
         axes.plot([p.x for p in points], [p.y for p in points], color=GRID, linewidth=1.4, zorder=1)
         for point in points:
@@ -107,27 +107,27 @@ def tradeoff(points: Sequence[Point], *, name: str, x_label: str, y_label: str, 
         axes.grid(visible=True, axis="y")
         axes.set(xlabel=x_label, ylabel=y_label)
         _frame(axes, points)
-        _ticks(axes.xaxis)
-        _ticks(axes.yaxis)
-        return _svg(figure, name=name, alt=alt)
+        even_ticks(axes.xaxis)
+        even_ticks(axes.yaxis)
+        return svg(figure, name=name, alt=alt)
 
 
 def layer_bars(layers: Sequence[str], series: Mapping[str, Sequence[float]], *, name: str, x_label: str, alt: str) -> Markup:
     """Horizontal bars by layer, first layer on top, one bar a network."""
-    with _figure(0.75 + 0.2 * len(layers) * max(1.0, 0.62 * len(series))) as figure:
+    with drawing(0.75 + 0.2 * len(layers) * max(1.0, 0.62 * len(series))) as figure:
         axes = figure.add_subplot()
         rows = np.arange(len(layers))
         height = 0.8 / max(1, len(series))
         for i, (label, values) in enumerate(series.items()):
             offset = (i - (len(series) - 1) / 2) * height
-            axes.barh(rows + offset, values, height=height * 0.94, color=SERIES[i % len(SERIES)], label=_short(label))
-        axes.set_yticks(rows, [_short(layer, 26) for layer in layers])
+            axes.barh(rows + offset, values, height=height * 0.94, color=SERIES[i % len(SERIES)], label=shortened(label))
+        axes.set_yticks(rows, [shortened(layer, 26) for layer in layers])
         axes.set_ylim(len(layers) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(x_label)
-        _ticks(axes.xaxis)
+        even_ticks(axes.xaxis)
         figure.legend(loc="outside upper left", ncols=2, handlelength=1.0, borderaxespad=0.2)
-        return _svg(figure, name=name, alt=alt)
+        return svg(figure, name=name, alt=alt)
 
 
 def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
@@ -136,7 +136,7 @@ def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     low, high = low / 1.08, high * 1.08
     edges = np.geomspace(low, high, 91)
-    with _figure(0.75 + 0.62 * len(rows)) as figure:
+    with drawing(0.75 + 0.62 * len(rows)) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
             counts, _ = np.histogram(row.samples, bins=edges)
@@ -146,7 +146,7 @@ def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
             median = float(np.median(row.samples))
             axes.plot([median, median], [base, base + 0.58], color=INK, linewidth=1.2)
             axes.axhline(base, color=GRID, linewidth=0.8, zorder=0)
-            axes.annotate(_short(row.label, 34), (0, base + 0.86), xycoords=("axes fraction", "data"), va="top", fontsize=9)
+            axes.annotate(shortened(row.label, 34), (0, base + 0.86), xycoords=("axes fraction", "data"), va="top", fontsize=9)
             axes.annotate(
                 f"median {significant(median)} ms",
                 (1, base + 0.86),
@@ -159,12 +159,12 @@ def ridges(rows: Sequence[Ridge], *, name: str, alt: str) -> Markup:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("latency (ms, log scale)")
         _log_ticks(axes, low, high)
-        return _svg(figure, name=name, alt=alt)
+        return svg(figure, name=name, alt=alt)
 
 
 def forest(rows: Sequence[Interval], *, name: str, x_label: str, alt: str) -> Markup:
     """Ratios of latency with their confidence intervals; behind each the band that A/A pairs call noise; 1× is a line."""
-    with _figure(0.85 + 0.5 * len(rows)) as figure:
+    with drawing(0.85 + 0.5 * len(rows)) as figure:
         axes = figure.add_subplot()
         for i, row in enumerate(rows):
             y = len(rows) - 1 - i
@@ -173,34 +173,34 @@ def forest(rows: Sequence[Interval], *, name: str, x_label: str, alt: str) -> Ma
             axes.plot([1, 1], [y - 0.3, y + 0.3], color=INK, linewidth=1)
             axes.plot([row.low, row.high], [y, y], color=SERIES[1], linewidth=2.4, solid_capstyle="butt")
             axes.plot(row.value, y, "s", color=SERIES[1], markersize=7, markerfacecolor=SERIES[1] if row.clears else PAPER)
-            axes.annotate(_short(row.label, 54), (0, y + 0.62), xycoords=("axes fraction", "data"), va="top", fontsize=9)
+            axes.annotate(shortened(row.label, 54), (0, y + 0.62), xycoords=("axes fraction", "data"), va="top", fontsize=9)
         reach = [0.97, 1.03] + [v for r in rows for v in (r.low, r.high, 1 + r.floor, 1 / (1 + r.floor))]
         span = max(reach) - min(reach)
         axes.set(xlim=(min(reach) - 0.08 * span, max(reach) + 0.08 * span), ylim=(-0.5, len(rows) - 0.3), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
-        _ticks(axes.xaxis)
-        return _svg(figure, name=name, alt=alt)
+        even_ticks(axes.xaxis)
+        return svg(figure, name=name, alt=alt)
 
 
 def curve(epochs: Sequence[float], values: Sequence[float], *, name: str, y_label: str, alt: str) -> Markup:
     """A sparkline with its first and last value."""
-    with _figure(1.3) as figure:
+    with drawing(1.3) as figure:
         axes = figure.add_subplot()
         axes.plot(epochs, values, color=SERIES[1], linewidth=1.6, marker="o" if len(values) < 12 else "", markersize=3.5)
         axes.set(xlabel="epoch", ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _ticks(axes.yaxis, 3)
+        even_ticks(axes.yaxis, 3)
         axes.grid(visible=True, axis="y")
         axes.margins(y=0.15)
-        return _svg(figure, name=name, alt=alt)
+        return svg(figure, name=name, alt=alt)
 
 
 def relation(
     points: Sequence[tuple[float, float]], *, marked: tuple[float, float], name: str, x_label: str, y_label: str, alt: str
 ) -> Markup:
     """A line through points (x, y), one of its places marked."""
-    with _figure(2.4) as figure:
+    with drawing(2.4) as figure:
         axes = figure.add_subplot()
         axes.plot(
             *zip(*points, strict=True), color=SERIES[0], linewidth=1.6, marker="o" if len(points) < 20 else "", markersize=3.5
@@ -208,11 +208,11 @@ def relation(
         axes.plot(*marked, _MARKERS[1], color=SERIES[1], markersize=8, zorder=3)
         axes.annotate("chosen", marked, xytext=(8, -12), textcoords="offset points")
         axes.set(xlabel=x_label, ylabel=y_label)
-        _ticks(axes.xaxis)
-        _ticks(axes.yaxis, 4)
+        even_ticks(axes.xaxis)
+        even_ticks(axes.yaxis, 4)
         axes.grid(visible=True, axis="y")
         axes.margins(x=0.08, y=0.12)
-        return _svg(figure, name=name, alt=alt)
+        return svg(figure, name=name, alt=alt)
 
 
 def heat(
@@ -233,33 +233,33 @@ def heat(
     matrix = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
     low = float(np.nanmin(matrix)) if stretch else 0.0
     strength = np.nan_to_num((matrix - low) / max(1e-9, float(np.nanmax(matrix)) - low))
-    with _figure(0.75 + 0.2 * len(rows)) as figure:
+    with drawing(0.75 + 0.2 * len(rows)) as figure:
         axes = figure.add_subplot()
         for (i, j), share in np.ndenumerate(strength):
             axes.fill([j, j + 1, j + 1, j], [i, i, i + 1, i + 1], color=SERIES[0], alpha=0.04 + 0.8 * share, linewidth=0)
             if numbers and not np.isnan(matrix[i, j]):
                 axes.text(j + 0.5, i + 0.5, f"{100 * matrix[i, j]:.0f}", ha="center", va="center", fontsize=9)
         short = 9 if numbers else 6
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [_short(c, short) for c in columns])
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [shortened(c, short) for c in columns])
         if max(map(len, columns)) > 2:
             axes.tick_params(axis="x", rotation=90)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [_short(row, 26) for row in rows])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [shortened(row, 26) for row in rows])
         axes.tick_params(length=0)
         axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=x_label)
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return _svg(figure, name=name, alt=alt)
+        return svg(figure, name=name, alt=alt)
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[Figure]:
+def drawing(height: float) -> Iterator[Figure]:
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has the fonts; ours only measures
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
-def _svg(figure: Figure, *, name: str, alt: str) -> Markup:
+def svg(figure: Figure, *, name: str, alt: str) -> Markup:
     """The figure as an `<svg>` element: no size of its own, no metadata, ids that begin with `name`, CSS variables as colours."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -312,7 +312,7 @@ def _label_points(axes: Axes, points: Sequence[Point]) -> None:
     for rank, i in enumerate(ranked):
         point, above = points[i], rank < (len(points) + 1) // 2
         axes.annotate(
-            _short(point.label),
+            shortened(point.label),
             (point.x, point.y + point.error if above else point.y - point.error),
             xytext=(0, 9 if above else -9),
             textcoords="offset points",
@@ -333,7 +333,7 @@ def _log_ticks(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _ticks(axis: Axis, count: int = 5) -> None:
+def even_ticks(axis: Axis, count: int = 5) -> None:
     """Round numbers with equal decimals, no offset and no power of ten."""
     axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
     formatter = ScalarFormatter(useOffset=False)
@@ -341,7 +341,7 @@ def _ticks(axis: Axis, count: int = 5) -> None:
     axis.set_major_formatter(formatter)
 
 
-def _short(text: str, limit: int = 24) -> str:
+def shortened(text: str, limit: int = 24) -> str:
     """`text`, its middle cut out when it is longer than `limit`."""
     half = (limit - 1) // 2
     return text if len(text) <= limit else f"{text[:half]}…{text[-half:]}"

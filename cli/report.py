@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -21,14 +22,18 @@ REPORT = "report.html"
 
 def render(record: RunRecord) -> str:
     """The HTML page. Equal records give equal pages; every name in it is escaped; it asks the network for nothing."""
+    return page("report.html.j2", record=record, **view(record))
+
+
+def page(name: str, **values: Any) -> str:
+    """The page that the template `name` makes of `values`, with the report's own style sheet."""
     assets = resources.files(__package__) / "assets"
     # Block tags keep their line; every value is untrusted, so escaping is on for all of them.
     parts = FunctionLoader(lambda name: (assets / name).read_text(encoding="utf-8"))
     environment = Environment(loader=parts, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(FILTERS)
-    template = environment.get_template("report.html.j2")
     css = Markup((assets / "report.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
-    return template.render(record=record, css=css, **view(record))
+    return environment.get_template(name).render(css=css, **values)
 
 
 def write_report(record: RunRecord, path: Path) -> Path:

@@ -1,17 +1,19 @@
-"""The latency part of the report: measurements by runtime, each tied to its network, with plots and conditions in words."""
+"""The latency part of the report: measurements by device and runtime, each tied to its network, with plots and conditions in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from . import plots
-from .devices.measurement import AAPair, Comparison, Conditions, Measurement, Reading, Skipped
+from .devices.measurement import AAPair, Comparison, Measurement, ProfileResult, Skipped
 from .record import ArtifactRecord, RunRecord
-from .report_text import fixed, plain, significant
+from .report_conditions import shared_conditions
+from .report_devices import DevicesView, devices_view
+from .report_text import by_reason, fixed, significant
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,16 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class RuntimeView:
-    """All of one runtime. `headline` compares parent and compressed in the same format and precision."""
+    """All of one runtime on one device. `headline` compares parent and compressed in the same format and precision.
+
+    `name` is the runtime with its version, `title` the same with the device where there are several. Of emulated times no
+    distribution is drawn: `ridges` is None.
+    """
 
     index: int
+    device: str
     runtime: str
+    name: str
     title: str
     emulated: bool
     rows: tuple[LatencyRow, ...]
@@ -43,16 +51,18 @@ class RuntimeView:
     headline: Comparison | None
     pair: tuple[LatencyRow, ...]
     conditions: tuple[tuple[str, str], ...]
-    ridges: Markup
+    ridges: Markup | None
     forest: Markup | None
 
 
 @dataclass(frozen=True)
 class LatencyView:
-    """Everything measured; `skipped` is what was not, as (names, reason)."""
+    """Everything measured; `skipped` is what was not, as (names, reason). `how` names preset and seed."""
 
     device: str
+    how: str
     groups: tuple[RuntimeView, ...]
+    devices: DevicesView
     skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     partial: bool
@@ -66,17 +76,52 @@ class LatencyView:
 
 def latency_view(record: RunRecord, order: Sequence[str]) -> LatencyView | None:
     """The view, None when the run measured nothing at all. `order` gives the networks their colours: parent, compressed, …"""
-    profile = record.profile
-    if profile is None:
+    if record.profile is None:
         return None
-    runtimes = dict.fromkeys(m.runtime for m in profile.measurements)
+
+    def model_of(measurement: Measurement) -> str:
+        entry = artifact_of(record, measurement)
+        return entry.model if entry else ""
+
+    host = {
+        entry.artifact.name: (model.metrics, record.test_samples)
+        for entry in record.artifacts
+        for model in record.models
+        if model.name == entry.model
+    }
+    profile = record.profile
+    how = f"{profile.preset} preset, seed {profile.seed}"
+    return profile_view(profile, model_of=model_of, order=order, host=host, how=how, also_skipped=_never_tried(record))
+
+
+def profile_view(
+    profile: ProfileResult,
+    *,
+    model_of: Callable[[Measurement], str],
+    order: Sequence[str],
+    host: Mapping[str, tuple[Mapping[str, float], int]],
+    how: str,
+    also_skipped: Sequence[Skipped] = (),
+) -> LatencyView:
+    """The view of one profile. `model_of` names a measurement's network, `host` has artifact → the network's own metrics, samples."""
+    places = list(dict.fromkeys((m.conditions.device, m.runtime) for m in profile.measurements))
+    several = len({*profile.devices, *(device for device, _ in places)}) > 1
+    groups = []
+    for index, place in enumerate(places):
+        found = [m for m in profile.measurements if (m.conditions.device, m.runtime) == place]
+        names = [model_of(m) for m in found]
+        rows = [LatencyRow(m, n, order.index(n) if n in order else len(order)) for m, n in zip(found, names, strict=True)]
+        groups.append(_group(profile, rows, place=place, index=index, order=order, several=several))
+    skipped = (*profile.skipped, *also_skipped)
     return LatencyView(
-        device=profile.device,
-        groups=tuple(_group(record, name, i, order) for i, name in enumerate(runtimes)),
-        skipped=tuple(by_reason((_where(s), s.reason) for s in (*profile.skipped, *_never_tried(record)))),
+        device=", ".join(profile.devices),
+        how=how,
+        groups=tuple(groups),
+        devices=devices_view(profile, skipped=skipped, host=host),
+        skipped=tuple(by_reason((_where(s), s.reason) for s in skipped)),
         warnings=profile.warnings,
         partial=profile.partial,
-        few_rounds=any(m.rounds < 100 for m in profile.measurements),
+        few_rounds=any(m.rounds < 100 for m in profile.measurements if not m.conditions.emulated),
     )
 
 
@@ -86,43 +131,43 @@ def artifact_of(record: RunRecord, measurement: Measurement) -> ArtifactRecord |
     return next((a for a in same if a.artifact.name == measurement.artifact), same[0] if same else None)
 
 
-def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """(names joined, reason) from (name, reason): every reason once, in the order of its first name."""
-    names: dict[str, list[str]] = {}
-    for name, reason in pairs:
-        names.setdefault(reason, []).append(name)
-    return [(", ".join(who), reason) for reason, who in names.items()]
-
-
 def _where(skipped: Skipped) -> str:
-    return f"{skipped.label} on {skipped.runtime}" if skipped.runtime else skipped.label
+    """What was skipped, and where: a device is named only beside another word for the same place."""
+    places = [place for place in (skipped.device if skipped.device != "local" else None, skipped.runtime) if place]
+    return f"{skipped.label} on {', '.join(places)}" if places else skipped.label
 
 
-def _group(record: RunRecord, runtime: str, index: int, order: Sequence[str]) -> RuntimeView:
-    profile = record.profile
-    assert profile is not None  # noqa: S101 (latency_view asked)
-    rows = []
-    for measurement in (m for m in profile.measurements if m.runtime == runtime):
-        entry = artifact_of(record, measurement)
-        model = entry.model if entry else ""
-        rows.append(LatencyRow(measurement, model, order.index(model) if model in order else len(order)))
-    comparisons = tuple(c for c in profile.comparisons if c.runtime == runtime)
+def _group(
+    profile: ProfileResult,
+    rows: Sequence[LatencyRow],
+    *,
+    place: tuple[str, str],
+    index: int,
+    order: Sequence[str],
+    several: bool,
+) -> RuntimeView:
+    device, runtime = place
+    comparisons = tuple(c for c in profile.comparisons if (c.device, c.runtime) == place)
     conditions = rows[0].measurement.conditions
     headline, pair = _headline(rows, comparisons, order)
-    title = f"{runtime} {conditions.runtime_version.partition('-')[0]}".strip()  # builds and hashes are in the conditions
+    name = f"{runtime} {conditions.runtime_version.partition('-')[0]}".strip()  # builds and hashes are in the conditions
+    title = f"{name} on {device}" if several else name
+    emulated = any(row.measurement.conditions.emulated for row in rows)
     return RuntimeView(
         index=index,
+        device=device,
         runtime=runtime,
+        name=name,
         title=title,
-        emulated=conditions.emulated,
+        emulated=emulated,
         rows=tuple(rows),
         comparisons=comparisons,
-        aa=tuple(a for a in profile.aa if a.runtime == runtime),
+        aa=tuple(a for a in profile.aa if (a.device, a.runtime) == place),
         headline=headline,
         pair=pair,
-        conditions=tuple(_conditions(conditions)),
-        ridges=_ridges(rows, title, index),
-        forest=_forest(comparisons, title, index, emulated=conditions.emulated),
+        conditions=tuple(shared_conditions([(row.label, row.measurement.conditions) for row in rows])),
+        ridges=None if emulated else _ridges(rows, title, index),
+        forest=_forest(comparisons, title, index, emulated=emulated),
     )
 
 
@@ -179,37 +224,3 @@ def _never_tried(record: RunRecord) -> list[Skipped]:
         reason = "failed its parity check: its speed would mean nothing" if rejected else "was not handed to this profile"
         missing.append(Skipped(label=label, runtime=None, kind="rejected" if rejected else "no runtime", reason=reason))
     return missing
-
-
-def _conditions(c: Conditions) -> list[tuple[str, str]]:
-    """The conditions as (name, text) pairs; what the machine would not tell is said with its reason."""
-    affinity = ", ".join(map(str, c.affinity)) if c.affinity is not None else f"not known ({c.affinity_reason or 'not asked'})"
-    facts = [
-        ("Device", c.device),
-        ("CPU", _reading(c.cpu_model)),
-        ("Machine", f"{c.machine}, {c.cores_online} cores online"),
-        ("CPU quota", _reading(c.cpu_quota)),
-        ("Affinity", affinity),
-        ("Virtualised", _reading(c.virtualised)),
-        ("Emulated", "yes: these are no device's milliseconds" if c.emulated else "no"),
-        ("Power source", _reading(c.power_source)),
-        ("System", f"{c.os}, Python {c.python}"),
-        ("Runtime", f"{c.runtime} {c.runtime_version}, {c.provider}, {c.threads} thread{'s' if c.threads != 1 else ''}"),
-        ("In force", plain(c.hints)),
-        ("Timed region", c.timed_region),
-    ]
-    for name, key in (
-        ("Governor", "governor"),
-        ("Clock", "clock_mhz"),
-        ("Temperature", "temperature_c"),
-        ("Load", "load_average"),
-    ):
-        before, after = _reading(getattr(c.before, key)), _reading(getattr(c.after, key))
-        facts.append((name, before if before == after else f"{before} before, {after} after"))
-    return facts
-
-
-def _reading(reading: Reading) -> str:
-    if reading.value is None:
-        return f"not known ({reading.reason})"
-    return f"{plain(reading.value)} {reading.unit}".strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 NONE = "–"
@@ -100,6 +100,14 @@ def plain(value: Any) -> str:
 def headed(value: str) -> str:
     """The text with its first letter large and the rest as it is: "accuracy" → "Accuracy", "NME" stays."""
     return value[:1].upper() + value[1:]
+
+
+def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(names joined, reason) from (name, reason): every reason once, in the order of its first name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in pairs:
+        names.setdefault(reason, []).append(name)
+    return [(", ".join(who), reason) for reason, who in names.items()]
 
 
 FILTERS: dict[str, Callable[..., str]] = {

@@ -14,8 +14,8 @@ from . import plots
 from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRecord
 from .report_dynamic import GATES, ROUTE, SHOWN_ELSEWHERE, dynamic_views
 from .report_export import export_views
-from .report_latency import LatencyView, by_reason, latency_view
-from .report_text import fixed, plain, whole
+from .report_latency import LatencyView, latency_view
+from .report_text import by_reason, fixed, plain, whole
 
 PROPORTIONS = ("accuracy", "top1", "top-1", "top5", "top-5", "top1_accuracy", "top5_accuracy")
 """Metrics that are a share of independent hits, so that the binomial standard error holds."""

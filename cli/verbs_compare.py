@@ -40,9 +40,8 @@ def compare(
     say_changes(changes)
     say_missing(gone)
     for change in too_slow:
-        output.say(
-            f"too slow: {change.label} on {change.device}, {change.runtime}: {change.ratio - 1:+.1%} (allowed {allowed:.1%})"
-        )
+        grown = f"{change.ratio - 1:+.1%}" if change.kind == "latency" else f"{change.new - change.old:+,.0f} instructions"
+        output.say(f"too slow: {change.label} on {change.device}, {change.runtime}: {grown} (allowed {allowed:.1%})")
     if lost and not allow_missing:
         output.say("the later profile lacks what the earlier one measured; --allow-missing accepts that")
     output.result(
@@ -71,41 +70,41 @@ def fraction(text: str) -> float:
 
 
 def verdict(change: Change) -> str:
-    """A change in words: "slower", "faster", "no proven difference", and for counts "more", "fewer", "equal"."""
+    """A change in a word or two: slower, faster, not proven; of counts more, fewer, equal."""
     counted = change.kind == "instructions"
     if change.significant:
         more, less = ("more", "fewer") if counted else ("slower", "faster")
         return more if change.ratio > 1 else less
-    if change.reason:
-        return f"nothing proven: {change.reason}"
-    return "equal" if counted and change.old == change.new else "no proven difference"
+    return "equal" if counted and change.old == change.new else "not proven"
 
 
 def say_changes(changes: tuple[Change, ...]) -> None:
-    """Every change as a row; times under emulation are left out."""
-    rows = []
+    """A table for every device and runtime; times under emulation are left out. Then whatever else must be known."""
+    places = dict.fromkeys((change.device, change.runtime, change.kind) for change in changes)
+    for place in places:
+        here = [change for change in changes if (change.device, change.runtime, change.kind) == place]
+        counted = place[2] == "instructions"
+        floor = "not known" if here[0].noise_floor is None else f"±{here[0].noise_floor:.1%}"
+        unit = "instructions, exact" if counted else f"median ms, noise floor {floor}"
+        columns = ("artifact", ">old", ">new", ">new/old", *(() if counted else (">95 % interval",)), "verdict")
+        rows = [(change.label, *_cells(change), verdict(change)) for change in here]
+        output.table(f"{place[0]}, {place[1]}: {unit}", columns, rows)
     for change in changes:
-        counted = change.kind == "instructions"
-        interval = f" [{change.low:.3f}, {change.high:.3f}]" if change.low is not None and change.high is not None else ""
-        unit = "" if counted else " ms"
-        old, new = (
-            f"{v:,.0f}" if counted else "emulated" if change.emulated else f"{v:.3f}{unit}" for v in (change.old, change.new)
-        )
-        floor = "exact" if counted else f"±{change.noise_floor:.1%}" if change.noise_floor is not None else "not known"
-        rows.append(
-            (
-                change.label,
-                f"{change.device}, {change.runtime}",
-                old,
-                new,
-                f"{change.ratio:.3f}{interval}",
-                floor,
-                verdict(change),
-            )
-        )
-    output.table("", ("artifact", "measured on", ">old", ">new", ">new / old", ">noise", "verdict"), rows)
+        if change.reason:
+            output.say(f"nothing is proven of {change.label} on {change.device}, {change.runtime}: {change.reason}")
     for text in dict.fromkeys(difference for change in changes for difference in change.differences):
         output.say(f"warning: conditions differ: {text}")
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    """Old, new, their ratio and, of a latency, its interval."""
+    from .report_text import significant, whole
+
+    counted = change.kind == "instructions"
+    figure = whole if counted else significant
+    old, new = ("emulated" if change.emulated and not counted else figure(v) for v in (change.old, change.new))
+    interval = f"{change.low:.3f}–{change.high:.3f}" if change.low is not None and change.high is not None else ""
+    return old, new, f"{change.ratio:.3f}", *(() if counted else (interval,))
 
 
 def say_missing(gone: tuple[Missing, ...]) -> None:

@@ -158,6 +158,9 @@ devices: Registry[Maker, DeviceCard] = Registry(
     "device",
     modules=(
         "trimtab.devices.local",
+        "trimtab.devices.adb",
+        "trimtab.devices.browser.device",
         "trimtab.devices.ssh",
+        "trimtab.devices.qemu",
     ),
 )

@@ -33,7 +33,7 @@ class LocalDevice(Linked):
         """Nothing: it is here."""
 
     def offers(self) -> Mapping[str, Offer]:
-        """All registered runtimes; what is not installed says how to. Nothing need be started for it."""
+        """All registered runtimes of this system; what is not installed says how to. Nothing need be started for it."""
         return {
             entry.name: Offer(
                 title=entry.card.title,
@@ -44,6 +44,7 @@ class LocalDevice(Linked):
                 else "",
             )
             for entry in runtimes
+            if entry.card.at_home
         }
 
     def put(self, source: Path, place: str) -> str:

@@ -76,6 +76,8 @@ class Runner:
         """What this machine is, and which runtimes are here."""
         there = {}
         for entry in runtimes:
+            if not entry.card.at_home:
+                continue
             gone = entry.card.missing()
             there[entry.name] = {"missing": list(gone), "version": None if gone else _installed(entry.card.packages)}
         allowed = conditions.allowed_cpus()
@@ -103,7 +105,13 @@ class Runner:
         runtime = require(request["runtime"])
         self.runtime, self.threads = request["runtime"], threads
         self.options = runtimes.entry(self.runtime).card.complete(request.get("options", {}))
-        version = runtime.version()  # imports the package, so that no load time contains it
+        try:
+            version = runtime.version()  # imports the package, so that no load time contains it
+        except (ImportError, OSError) as error:
+            raise UserError(
+                f"{self.runtime} is installed but can't be loaded: {error}",
+                hint="its wheel may be for another architecture, C library or Python: install it anew where it is to run",
+            ) from None
         allowed = conditions.allowed_cpus()
         gc.collect()
         gc.disable()  # its pauses land in nobody's sample; `load` collects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,9 +118,16 @@ class Runtime(Protocol):
         """A session for the exported file, made ready for inputs of `shapes`. `options` are complete. Raises RejectedError."""
 
 
+_SYSTEMS: Mapping[str, str] = {"Darwin": "macOS"}
+"""What systems are called here, where they call themselves something else."""
+
+
 @dataclass(frozen=True)
 class RuntimeCard:
-    """What a runtime can do, readable without importing it. An option maps to its choices, the default first."""
+    """What a runtime can do, readable without importing it. An option maps to its choices, the default first.
+
+    `systems`: the operating systems that it runs on, () when that is no matter of the system.
+    """
 
     title: str
     formats: tuple[str, ...]
@@ -127,14 +135,24 @@ class RuntimeCard:
     extra: str
     threads: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    systems: tuple[str, ...] = ()
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this machine's system is one that it runs on: elsewhere it cannot be installed, and is not offered."""
+        return not self.systems or _SYSTEMS.get(platform.system(), platform.system()) in self.systems
 
     @property
     def install(self) -> str:
         """The command that installs it."""
+        if not self.at_home:
+            return f"measure on a machine with {' or '.join(self.systems)}, over ssh"
         return f"pip install 'trimtab[{self.extra}]'" if self.extra else "pip install trimtab"
 
     def missing(self) -> tuple[str, ...]:
-        """The importable packages that this runtime needs and that are not installed."""
+        """The importable packages that this runtime needs and that are not installed, or the system that it needs."""
+        if not self.at_home:
+            return (" or ".join(self.systems),)
         return tuple(name for name in self.packages if importlib.util.find_spec(name) is None)
 
     def complete(self, options: Mapping[str, str]) -> dict[str, str]:
@@ -158,26 +176,29 @@ runtimes: Registry[Runtime, RuntimeCard] = Registry(
         "trimtab.devices.runtimes_executorch",
         "trimtab.devices.runtimes_ncnn",
         "trimtab.devices.runtimes_mnn",
+        "trimtab.devices.runtimes_coreml",
     ),
 )
 
 
 def require(name: str) -> Runtime:
-    """The runtime, with its packages present. Raises UserError for an unknown name or a missing package."""
+    """The runtime, with its packages present. Raises UserError for an unknown name, another system or a missing package."""
     entry = runtimes.entry(name)
+    if not entry.card.at_home:
+        raise UserError(f"{entry.card.title} needs {' or '.join(entry.card.systems)}", hint=entry.card.install)
     if gone := entry.card.missing():
         raise UserError(f"{entry.card.title} needs {', '.join(gone)}, not installed", hint=entry.card.install)
     return entry.value
 
 
 def fitting(format_name: str) -> list[str]:
-    """The names of the runtimes that run a format, installed or not."""
-    return [entry.name for entry in runtimes if format_name in entry.card.formats]
+    """The names of the runtimes that run a format on this system, installed or not."""
+    return [entry.name for entry in runtimes if format_name in entry.card.formats and entry.card.at_home]
 
 
 def why_none(format_name: str) -> str:
     """Why no runtime here runs a format."""
-    formats = sorted({name for entry in runtimes for name in entry.card.formats})
+    formats = sorted({name for entry in runtimes if entry.card.at_home for name in entry.card.formats})
     return NO_RUNTIME.get(format_name, f"no runtime here runs {format_name!r} files; they run " + ", ".join(formats))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..models.contract import Contract, TensorSpec
 from ..models.errors import UserError, did_you_mean
-from ..models.files import digest_of, new_folder, read_json, write_json, write_text
+from ..models.files import digest_of, new_folder, read_json, write_bytes, write_json, write_text
 from ..models.progress import LogProgress, Progress
 from ..models.registry import Registry
 from . import ncnn_files, noise, openvino_core
@@ -30,6 +30,7 @@ __all__ = [
     "noise",
     "openvino_core",
     "read_json",
+    "write_bytes",
     "write_json",
     "write_text",
 ]

@@ -256,7 +256,7 @@ def profile(entries: tuple[ArtifactRecord, ...], *, rounds: int = 240, emulated:
     )
     return ProfileResult(
         trimtab="0.1.0",
-        device="local",
+        devices=("local",),
         preset="standard",
         seed=0,
         budget_s=30.0,

@@ -23,6 +23,8 @@ def load(onnx_folder, tflite_folder, exported_folder):
 
     def loader(name, threads=1, batch=2, **options):
         card = runtimes.entry(name).card
+        if not card.at_home:
+            pytest.skip(f"{card.title} runs on {' and '.join(card.systems)} alone; run these tests there")
         if gone := card.missing():
             pytest.skip(f"{card.title} is not installed ({', '.join(gone)}): {card.install}")
         build = {"onnx": onnx_folder, "tflite": tflite_folder}.get(card.formats[0])

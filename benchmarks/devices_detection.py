@@ -1,0 +1,120 @@
+"""Through a runner in a process of its own, as every device is measured: does an A/A pair agree, and is a planted 5 % slow-down found?
+
+One artifact is loaded four times: a baseline, its A/A twin, an identical one ("same") and a slower one ("slow"). One call of the first
+three is 20 inferences, one of the last is 21, so the truth is known exactly: ratios of 1 and 20/21. A trial is a false alarm when "same"
+is called significantly different, and a hit when "slow" is called significantly slower.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import devices_nets
+import numpy as np
+
+from trimtab.devices import conditions
+from trimtab.devices.intervals import paired_ratio
+from trimtab.devices.job import LinkStand, load_request
+from trimtab.devices.known import open_device
+from trimtab.devices.linked import Linked
+from trimtab.devices.measurement import is_significant
+from trimtab.devices.staging import stage
+from trimtab.devices.timing import measure_on, plan_of
+from trimtab.export.manifest import load_artifact
+
+INFERENCES = 20
+BUDGET_S = 2.5
+NAMES = ("baseline", "same", "slow")
+
+
+class Planted(LinkStand):
+    """A stand whose calls are many inferences: one more in the slot of "slow"."""
+
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+        """Nanoseconds a call."""
+        many = [INFERENCES + (slot == NAMES.index("slow")) for slot in slots]
+        single = super().time(slots, [block * n for block, n in zip(blocks, many, strict=True)], warm=warm)
+        return [ns * n for ns, n in zip(single, many, strict=True)]
+
+
+@contextmanager
+def busy_neighbour(on: bool, cpu: int | None) -> Iterator[None]:
+    """Inside the block another process computes without pause, on the same CPU where it can be pinned."""
+    if not on:
+        yield
+        return
+    pin = f"import os; os.sched_setaffinity(0, [{cpu}])\n" if cpu is not None else ""
+    process = subprocess.Popen([sys.executable, "-c", pin + "x = list(range(100_000))\nwhile True: x.sort(key=lambda v: -v); x.reverse()"])
+    try:
+        time.sleep(0.5)  # its start is not what we want to measure beside
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def trial(device: Linked, load: dict[str, Any], *, runtime: str, cpu: int | None, seed: int) -> dict[str, Any]:
+    """One trial on a runner of its own."""
+    link = device.link()
+    try:
+        affinity = None if cpu is None else [cpu]
+        link.ask({"do": "open", "runtime": runtime, "threads": 1, "options": {}, "affinity": affinity})
+        stand = Planted(link, [load] * (len(NAMES) + 1))
+        outcome = measure_on(stand, NAMES, plan=plan_of("standard", budget_s=BUDGET_S, seed=seed))
+    finally:
+        link.close()
+    times = {name: timed.samples_ns for name, timed in outcome.timed.items()}
+    aa = paired_ratio(times["baseline"], outcome.twin.samples_ns, outcome.sittings)
+    ratios = {name: paired_ratio(times["baseline"], times[name], outcome.sittings) for name in ("same", "slow")}
+    return {
+        "seed": seed,
+        "sittings": len(outcome.sittings),
+        "rounds": outcome.rounds,
+        "stopped_because": outcome.stopped_because,
+        "aa_ratio": aa.value,
+        "noise_floor": aa.reach,
+        **{f"{name}_ratio": ratio.value for name, ratio in ratios.items()},
+        **{f"{name}_significant": is_significant(ratio, aa.reach) for name, ratio in ratios.items()},
+    }
+
+
+def summary(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and quantiles over the trials of one cell."""
+    truth = INFERENCES / (INFERENCES + 1)
+    aa = np.abs([entry["aa_ratio"] - 1 for entry in trials])
+    return {
+        "trials": len(trials),
+        "hits": sum(entry["slow_significant"] and entry["slow_ratio"] < 1 for entry in trials),
+        "false_alarms": sum(entry["same_significant"] for entry in trials),
+        "aa_deviation_median": float(np.median(aa)),
+        "aa_deviation_p95": float(np.percentile(aa, 95)),
+        "aa_deviation_largest": float(aa.max()),
+        "slow_ratio_median": float(np.median([entry["slow_ratio"] for entry in trials])),
+        "slow_ratio_truth": truth,
+    }
+
+
+def study(*, seed: int, repeats: int = 100) -> dict[str, Any]:
+    """A cell alone, and one beside a busy process on the same CPU."""
+    cpus = conditions.allowed_cpus()
+    cpu = cpus[-1] if cpus else None
+    cells = []
+    with tempfile.TemporaryDirectory() as folder:
+        (place,) = devices_nets.artifacts("resnet20", [("onnx", "fp32")], Path(folder)).values()
+        staged_at = Path(folder) / "staged"
+        load = load_request(stage(place, load_artifact(place), staged_at, dims={}, seed=seed), str(staged_at))
+        device = open_device("local")
+        assert isinstance(device, Linked)
+        for busy in (False, True):
+            with busy_neighbour(busy, cpu):
+                trials = [trial(device, load, runtime="onnxruntime", cpu=cpu, seed=seed + k) for k in range(repeats)]
+            cells.append({"neighbour": "busy" if busy else "none", "summary": summary(trials), "trials": trials})
+            print(cells[-1]["neighbour"], cells[-1]["summary"], flush=True)
+    return {"cpu": cpu, "budget_s": BUDGET_S, "inferences": INFERENCES, "cells": cells}
