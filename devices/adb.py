@@ -77,6 +77,12 @@ class AdbConfig(DeviceConfig):
         return self
 
 
+def _diagnose(config: AdbConfig) -> tuple[Any, ...]:
+    from .adb_doctor import diagnose
+
+    return diagnose(config)
+
+
 @devices.register(
     "adb",
     DeviceCard(
@@ -84,6 +90,7 @@ class AdbConfig(DeviceConfig):
         config=AdbConfig,
         argument="serial",
         note="LiteRT on the CPU by the C runner; GPU and NNAPI by Google's benchmark_model",
+        diagnose=_diagnose,
     ),
 )
 class AdbDevice(Linked):

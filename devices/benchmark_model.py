@@ -263,7 +263,7 @@ def failure(text: str, file: str) -> UserError:
     said = [LEVEL.sub("", line) for line in lines if FAILED.search(line)]
     if said:
         words = " · ".join(dict.fromkeys(said[:3]))
-        hint = "export it again, or take another delegate: --option benchmark_model.delegate=xnnpack"
+        hint = "export it again, or take another delegate: --set benchmark_model.delegate=xnnpack"
         return RejectedError.told(f"benchmark_model rejects {file}: {words}", hint)
     last = lines[-1] if lines else "nothing"
     return UserError(

@@ -140,7 +140,7 @@ class ToolLink:
         if delegate in ("gpu", "nnapi") and run.extent == "none":
             raise RejectedError.told(
                 f"the {run.asked} delegate takes no operation of {file}: only the CPU would be timed",
-                "take another delegate: --option benchmark_model.delegate=xnnpack",
+                "take another delegate: --set benchmark_model.delegate=xnnpack",
             )
 
     def _check(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ IDLE_S = 60.0
 PROVE_S = 15.0
 """A connection that has shown no token after so long is closed."""
 CONNECTIONS = 64
+SMALL_BODY = 1 << 16
 LOOK_S = 0.1
 _SAFE = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -247,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _refuse(self, status: int) -> None:
-        """A refusal ends the connection: what it would still send is not looked at."""
+        """A refusal ends the connection. A small body is read first: closing on unread bytes can lose the client its answer."""
         self.close_connection = True
+        length = self._length()
+        if length is not None and length <= SMALL_BODY:
+            self.rfile.read(length)
         self.send_error(status)

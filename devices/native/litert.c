@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "litert_api.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,11 +10,30 @@
 
 #define CPU 1 /* kLiteRtHwAcceleratorCpu */
 
+static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+static Listener listening = {-1, -1};
+
+/* A library that crashes is heard all the same. */
+static void on_crash(int number) {
+    char bytes[512];
+    ssize_t length;
+    dup2(listening.held, 2);
+    for (off_t at = 0; (length = pread(listening.kept, bytes, sizeof bytes, at)) > 0; at += length)
+        if (write(2, bytes, (size_t)length) < 0)
+            break;
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
 Listener listen_begin(void) {
     Listener listener = {-1, memfd_create("said", MFD_CLOEXEC)};
     fflush(stderr);
-    if (listener.kept >= 0 && (listener.held = dup(2)) >= 0)
+    if (listener.kept >= 0 && (listener.held = dup(2)) >= 0) {
+        listening = listener;
+        for (size_t k = 0; k < sizeof fatal / sizeof fatal[0]; k++)
+            signal(fatal[k], on_crash);
         dup2(listener.kept, 2);
+    }
     return listener;
 }
 
@@ -22,7 +42,8 @@ void listen_end(Listener listener, Fault *fault) {
     if (listener.held >= 0) {
         fflush(stderr);
         dup2(listener.held, 2);
-        close(listener.held);
+        for (size_t k = 0; k < sizeof fatal / sizeof fatal[0]; k++)
+            signal(fatal[k], SIG_DFL);
         off_t end = lseek(listener.kept, 0, SEEK_END), begin = end > (off_t)sizeof said - 1 ? end - ((off_t)sizeof said - 1) : 0;
         ssize_t length = end > 0 ? pread(listener.kept, said, sizeof said - 1, begin) : 0;
         said[length > 0 ? length : 0] = '\0';
@@ -30,10 +51,11 @@ void listen_end(Listener listener, Fault *fault) {
         while (fault && (line = strsep(&rest, "\n"))) {
             size_t used = strlen(fault->what);
             if (strncmp(line, "ERROR: ", 7) == 0 && used + 20 < sizeof fault->what) {
-                char *place = strchr(line + 7, ']'); /* "[file.cc:12] why" */
-                snprintf(fault->what + used, sizeof fault->what - used, "; %.300s", place && line[7] == '[' ? place + 2 : line + 7);
+                char *place = line[7] == '[' ? strstr(line, "] ") : NULL; /* "[file.cc:12] why" */
+                snprintf(fault->what + used, sizeof fault->what - used, "; %.300s", place ? place + 2 : line + 7);
             }
         }
+        close(listener.held);
     }
     if (listener.kept >= 0)
         close(listener.kept);

@@ -19,7 +19,7 @@ typedef struct {
 } Settings;
 
 typedef struct {
-    char *name;
+    char *name, *kind;
     const char *where;
     double ticks; /* of `now`, over all runs */
 } Op;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "machine.h"
 #include "slots.h"
 #include "verbs.h"
 
@@ -45,6 +46,7 @@ int main(int count, char **words) {
         return 2;
     }
     library = words[1];
+    now(); /* where instructions are to be counted and can't be, it ends here */
     while ((length = getline(&line, &room, stdin)) > 0 && length < LONGEST)
         respond(answers, line, (size_t)length, &text);
     slots_drop();

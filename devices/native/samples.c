@@ -41,30 +41,47 @@ static bool add_part(Sink *sink, Slot *slot, Fault *fault) {
     return good;
 }
 
-/* The samples from `start` on of every input that has `samples` of them; the others whole. */
-static void slice(Tensor *part, const Tensor *whole, size_t inputs, int32_t samples, int32_t start, int32_t count) {
+static int32_t rows_of(const Tensor *tensor) {
+    return tensor->rank ? tensor->shape[0] : 0;
+}
+
+/* Of an input that has more rows than the loaded one, the `turn`-th part of as many rows as that. */
+static Tensor part_of(const Tensor *whole, const Tensor *loaded, int32_t turn) {
+    Tensor part = *whole;
+    int32_t rows = rows_of(loaded), all = rows_of(whole);
+    if (all == rows)
+        return part;
+    part.shape[0] = rows;
+    part.count = whole->count / (size_t)all * (size_t)rows;
+    part.bytes = whole->bytes / (size_t)all * (size_t)rows;
+    part.data = whole->data + part.bytes * (size_t)turn;
+    return part;
+}
+
+/* How often the loaded feed's rows go into those that are given; 0 and a fault when they don't, or not equally often. */
+static int32_t turns_of(const Tensor *whole, const Tensor *loaded, size_t inputs, Fault *fault) {
+    int32_t turns = 0;
     for (size_t k = 0; k < inputs; k++) {
-        part[k] = whole[k];
-        if (whole[k].rank < 1 || whole[k].shape[0] != samples)
+        int32_t rows = rows_of(&loaded[k]), all = rows_of(&whole[k]);
+        if (all == rows)
             continue;
-        size_t row = whole[k].bytes / (size_t)samples;
-        part[k].shape[0] = count;
-        part[k].count = whole[k].count / (size_t)samples * (size_t)count;
-        part[k].bytes = row * (size_t)count;
-        part[k].data = whole[k].data + row * (size_t)start;
+        if (rows < 1 || all < 1 || all % rows || (turns && all / rows != turns)) {
+            fail(fault, "internal", "", "%d samples can't be taken %d at a time", all, rows);
+            return 0;
+        }
+        turns = all / rows;
     }
+    return turns ? turns : 1;
 }
 
 static bool all_parts(Slot *slot, const Tensor *whole, Sink *sinks, size_t count, Fault *fault) {
     size_t inputs = slot->inputs.count;
-    int32_t samples = whole[0].rank ? whole[0].shape[0] : 0, batch = slot->feed[0][0].rank ? slot->feed[0][0].shape[0] : 0;
-    if (samples < 1 || batch < 1)
-        return fail(fault, "internal", "", "there are no samples to run");
+    int32_t turns = turns_of(whole, slot->feed[0], inputs, fault);
     Tensor *part = must_have(inputs * sizeof *part);
-    bool good = true;
-    for (int32_t start = 0; good && start < samples; start += batch) {
-        int32_t size = samples - start < batch ? samples - start : batch;
-        slice(part, whole, inputs, samples, start, size);
+    bool good = turns > 0;
+    for (int32_t turn = 0; good && turn < turns; turn++) {
+        for (size_t k = 0; k < inputs; k++)
+            part[k] = part_of(&whole[k], &slot->feed[0][k], turn);
         good = session_feed(slot->session, part, fault) && session_invoked(slot->session, fault);
         for (size_t k = 0; good && k < count; k++)
             good = add_part(&sinks[k], slot, fault);

@@ -256,17 +256,12 @@ static bool each(const Json *request, Text *text, Fault *fault) {
     return good || why_not(slot, fault);
 }
 
-/* "Fully Connected (NC, F32) GEMM" is of the kind "Fully Connected". */
 static void text_op(Text *text, const Op *op, bool last) {
-    char *kind = must_copy(op->name), *bracket = strstr(kind, " (");
-    if (bracket)
-        *bracket = '\0';
     text_add(text, "{\"name\": ");
     text_quote(text, op->name);
     text_add(text, ", \"kind\": ");
-    text_quote(text, kind);
+    text_quote(text, op->kind);
     text_format(text, ", \"ns\": %.17g, \"where\": \"%s\"}%s", op->ticks, op->where, last ? "" : ", ");
-    free(kind);
 }
 
 static bool ops(const Json *request, Text *text, Fault *fault) {

@@ -82,7 +82,7 @@ class Browser:
             if script:
                 page.add_init_script(script)
             said: list[str] = []
-            page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+            page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: said.append(str(error)))
             page.goto(url)
             return page, said
@@ -95,7 +95,7 @@ class Browser:
 
 
 class Tab:
-    """An open page. `said`: the errors and warnings in its console."""
+    """An open page. `said`: the errors in its console."""
 
     def __init__(self, browser: Browser, page: Any, said: list[str]) -> None:
         self.browser, self.page, self.said = browser, page, said

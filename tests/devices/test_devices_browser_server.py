@@ -71,7 +71,7 @@ def raw(server, data: bytes, *, timeout=10.0) -> bytes:
     """What comes back for bytes that need be no HTTP."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as wire:
         got = b""
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(OSError):  # hung up on, at whatever point
             wire.sendall(data)
             wire.shutdown(socket.SHUT_WR)
             while piece := wire.recv(1 << 16):

@@ -198,9 +198,6 @@ def test_a_corrupt_file_is_rejected(runtime, made, tmp_path):
         made(runtime).profile(runtime, path=broken)
 
 
-# where operations ran
-
-
 def test_onnxruntime_without_fusion_shows_the_relu(made):
     net = made("onnxruntime")
     fused, plain = net.profile("onnxruntime"), net.profile("onnxruntime", graph_optimizations="off")
@@ -289,9 +286,6 @@ def test_ncnn_profiles_what_the_outputs_need_and_nothing_else():
         layer("BinaryOp", "sum", ("b", "t"), ("y",)),
     ]
     assert [found.name for found in ops_ncnn.needed(layers, {"y"})] == ["fork", "sum"]
-
-
-# branches
 
 
 @pytest.fixture(scope="module")
@@ -425,9 +419,6 @@ def test_litert_takes_a_subgraph_off_the_operation_that_runs_it_and_keeps_partit
         ("op 5", "ADD", 3e3, "LiteRT kernel"),
         ("op 0 #2", "Convolution", 8e3, "XNNPACK"),
     ]
-
-
-# what is not profiled
 
 
 def test_another_version_of_litert_is_not_touched(made, monkeypatch):

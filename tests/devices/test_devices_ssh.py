@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import sshd_kit
 
+from trimtab.devices import conditions, ssh_troubles
 from trimtab.devices.known import add_device, open_device
 from trimtab.devices.link import LinkLostError
 from trimtab.devices.pack import pack
@@ -476,6 +477,47 @@ def test_a_link_to_a_runner_that_is_gone_says_so(board):
         link.close()
     finally:
         device.close()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "machine", "emulated"),
+    [
+        ("x86_64", "aarch64", True),
+        ("aarch64", "x86_64", True),
+        ("x86_64", "x86_64", False),
+        ("x86_64", "i686", False),  # 32-bit programs that the CPU runs itself
+        ("aarch64", "armv7l", False),
+        ("armv7l", "armv6l", False),
+        ("x86_64", "riscv64", True),
+    ],
+)
+def test_a_kernel_for_another_cpu_tells_of_emulation(tmp_path, kernel, machine, emulated):
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/arch").write_text(f"{kernel}\n")
+    assert conditions.emulated(tmp_path, machine=machine) is emulated
+
+
+def test_a_thread_that_is_an_emulators_tells_of_emulation(tmp_path):
+    (tmp_path / "proc/self/task/7").mkdir(parents=True)
+    program = tmp_path / "proc/self/task/7/exe"
+    program.symlink_to("/usr/bin/python3.11")
+    assert not conditions.emulated(tmp_path, machine="aarch64")
+    program.unlink()
+    program.symlink_to("/usr/bin/qemu-aarch64-static")
+    assert conditions.emulated(tmp_path, machine="aarch64")
+
+
+def test_an_interpreter_for_this_very_cpu_tells_of_emulation(tmp_path):
+    """A PC with emulators installed has one for every CPU but its own."""
+    (tmp_path / "proc/sys/fs/binfmt_misc").mkdir(parents=True)
+    (tmp_path / "proc/sys/fs/binfmt_misc/qemu-aarch64").write_text("enabled\ninterpreter /usr/bin/qemu-aarch64-static\n")
+    assert conditions.emulated(tmp_path, machine="aarch64")
+    assert not conditions.emulated(tmp_path, machine="x86_64")
+
+
+def test_the_documentation_has_every_trouble():
+    page = Path(__file__).parents[2] / "docs" / "devices-ssh.md"
+    assert ssh_troubles.table() in page.read_text()
 
 
 def states(findings):

@@ -89,10 +89,7 @@ let calls = 0;
 
 function before(request) {
   const words = WORDS[request.do];
-  if (words) {
-    show(words, "busy");
-    $("doing").textContent = words;
-  }
+  if (words) show(words, "busy");
   if (request.runtime) $("runtime").textContent = `${request.runtime}, ${request.options?.backend ?? "wasm"}, ${request.threads} thread${request.threads > 1 ? "s" : ""}`;
   if (request.title) $("artifact").textContent = request.title;
 }
@@ -152,7 +149,6 @@ async function live() {
       return location.reload();
     } else if (told.end) {
       runner = "";
-      $("doing").textContent = "–";
       await lock?.release().catch(() => {});
       return show(told.end, told.end.startsWith("done") ? "" : "bad");
     }
