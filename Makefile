@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-export lint bench clean
+.PHONY: help setup demo test test-all test-export test-devices lint bench clean
 
 help:
 	@echo "make demo      the whole job on the shipped network; prints the report's path"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-all  the slow tests too"
 	@echo "make test-export  every format and precision over the zoo, and the converters in environments of their own (about 30 minutes,"
 	@echo "               4.5 GB of environments in the cache folder)"
+	@echo "make test-devices  devices to the end: an emulated arm64 board over ssh, Android's adbd (root on Debian; says what it leaves out)"
 	@echo "make bench     the measurements behind the README's tables (about 40 minutes)"
 
 setup:
@@ -26,11 +27,11 @@ lint:
 	$(BIN)/lint-imports
 
 test: lint
-	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights emulated-arm npm sshd
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow"
 
 test-all: lint
-	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh dataset-fashion-mnist chromium lite0-weights emulated-arm npm sshd
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-export: lint
@@ -39,6 +40,12 @@ test-export: lint
 	$(BIN)/trimtab export --setup tensorflow
 	$(BIN)/trimtab export --setup tflite-support
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 tests/export tests/cli/test_export_options.py
+
+test-devices: lint
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh chromium emulated-arm npm sshd
+	-$(BIN)/trimtab devices setup arm64
+	-$(BIN)/trimtab devices setup browser
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 tests/devices tests/cli/test_devices_cli.py
 
 bench: setup
 	$(BIN)/python benchmarks/spine.py

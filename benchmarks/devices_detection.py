@@ -22,8 +22,8 @@ import numpy as np
 from trimtab.devices import conditions
 from trimtab.devices.intervals import paired_ratio
 from trimtab.devices.job import LinkStand, load_request
-from trimtab.devices.known import open_device
 from trimtab.devices.linked import Linked
+from trimtab.devices.local import LocalConfig, LocalDevice
 from trimtab.devices.measurement import is_significant
 from trimtab.devices.staging import stage
 from trimtab.devices.timing import measure_on, plan_of
@@ -51,7 +51,9 @@ def busy_neighbour(on: bool, cpu: int | None) -> Iterator[None]:
         yield
         return
     pin = f"import os; os.sched_setaffinity(0, [{cpu}])\n" if cpu is not None else ""
-    process = subprocess.Popen([sys.executable, "-c", pin + "x = list(range(100_000))\nwhile True: x.sort(key=lambda v: -v); x.reverse()"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", pin + "x = list(range(100_000))\nwhile True: x.sort(key=lambda v: -v); x.reverse()"]
+    )
     try:
         time.sleep(0.5)  # its start is not what we want to measure beside
         yield
@@ -110,8 +112,7 @@ def study(*, seed: int, repeats: int = 100) -> dict[str, Any]:
         (place,) = devices_nets.artifacts("resnet20", [("onnx", "fp32")], Path(folder)).values()
         staged_at = Path(folder) / "staged"
         load = load_request(stage(place, load_artifact(place), staged_at, dims={}, seed=seed), str(staged_at))
-        device = open_device("local")
-        assert isinstance(device, Linked)
+        device = LocalDevice("local", LocalConfig())
         for busy in (False, True):
             with busy_neighbour(busy, cpu):
                 trials = [trial(device, load, runtime="onnxruntime", cpu=cpu, seed=seed + k) for k in range(repeats)]

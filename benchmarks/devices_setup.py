@@ -18,7 +18,6 @@ from typing import Any
 import devices_nets
 
 from trimtab.devices.device import Item, Job
-from trimtab.devices.known import check_config
 from trimtab.devices.link import ANSWER_S, Link
 from trimtab.devices.linked import Linked
 from trimtab.devices.staging import stage
@@ -79,10 +78,10 @@ def over_ssh(folder: Path, *, repeats: int, seed: int) -> list[Mapping[str, floa
     with tempfile.TemporaryDirectory() as home:
         server = sshd_kit.start(Path(home))
         try:
-            fields = {"host": "board", "python": sys.executable, "config": str(server.config)}
-            config = check_config("ssh", fields)
-            assert isinstance(config, SshConfig)
-            return [once(SshDevice("board", config), folder, runtime="onnxruntime", say=print, seed=seed) for _ in range(repeats)]
+            config = SshConfig.model_validate({"host": "board", "python": sys.executable, "config": str(server.config)})
+            return [
+                once(SshDevice("board", config), folder, runtime="onnxruntime", say=print, seed=seed) for _ in range(repeats)
+            ]
         finally:
             server.stop()
 
@@ -101,7 +100,9 @@ def in_a_browser(folder: Path, *, repeats: int, seed: int) -> list[Mapping[str, 
         for _ in range(repeats):
             opener = browser_kit.Opener(browser.open)
             found.append(
-                once(BrowserDevice("browser", BrowserConfig(wait_s=60)), folder, runtime="onnxruntime-web", say=opener, seed=seed)
+                once(
+                    BrowserDevice("browser", BrowserConfig(wait_s=60)), folder, runtime="onnxruntime-web", say=opener, seed=seed
+                )
             )
             opener.tab.result(60).close()
     finally:

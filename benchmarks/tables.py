@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import tables_devices
 import tables_distill
 import tables_dynamic
 import tables_export
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md")
+PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md", "docs/devices.md", "docs/devices-ops.md")
 
 
 def load(name: str) -> dict:
@@ -131,6 +132,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_distill.tables(),
     **tables_dynamic.tables(),
     **tables_export.tables(),
+    **tables_devices.TABLES,
 }
 
 

@@ -9,7 +9,7 @@ from .console import output
 
 if TYPE_CHECKING:
     from .devices.measurement import Measurement, ProfileResult
-    from .devices.records import OpRecord, Sustained
+    from .devices.records import OpRecord, OpTime, Sustained
 
 TOP = 3
 """Operations that the terminal shows of an artifact."""
@@ -99,8 +99,13 @@ def _say_ops(record: OpRecord, top: int) -> None:
         output.say(f"{where}: no operations: {record.reason}")
         return
     placed = ", ".join(f"{count} on {place} ({share:.0%})" for place, (count, share) in record.placement().items())
-    largest = ", ".join(f"{op.kind} {op.name} {share:.0%}" for op, share in record.top(top))
+    largest = ", ".join(f"{_named(op)} {share:.0%}" for op, share in record.top(top))
     output.say(f"{where}: {len(record.ops)} operations, {placed}; the largest: {largest}")
+
+
+def _named(op: OpTime) -> str:
+    """Kind and name; some runtimes' names begin with the kind."""
+    return op.name if op.name.startswith(op.kind) else f"{op.kind} {op.name}"
 
 
 def _say_sustained(long: Sustained) -> None:

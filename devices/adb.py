@@ -100,7 +100,7 @@ class AdbDevice(Linked):
     phone: Phone
 
     def __init__(self, name: str, config: AdbConfig) -> None:
-        super().__init__(name)
+        super().__init__(name, holds=f"adb:{config.serial}")
         self.config = config
         self.work = f"{config.folder.rstrip('/')}/run-{secrets.token_hex(4)}"
         self.made = False

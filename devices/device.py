@@ -90,6 +90,8 @@ class Device(Protocol):
     """A place where jobs run. Called in this order: prepare, offers, put for every artifact, run for every job, collect, close (always)."""
 
     name: str
+    holds: str
+    """What no two profiles may use at once: two names of one phone hold the same. Empty when they don't disturb each other."""
 
     def prepare(self, say: Callable[[str], None]) -> None:
         """Reaches the device and makes a work folder there; `say` tells the user what to do. Raises UserError when it can't."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..export.manifest import UserError
 from .link import PROTOCOL, Link, LinkLostError
-from .reading import Machine, Snapshot
+from .reading import Machine, Reading, Snapshot
 
 
 class RuntimeThere(BaseModel):
@@ -34,7 +34,7 @@ class Hello(BaseModel):
     runtimes: dict[str, RuntimeThere]
 
 
-_SNAPSHOT = TypeAdapter(Snapshot)
+_SNAPSHOT, _READING = TypeAdapter(Snapshot), TypeAdapter(Reading)
 
 
 def greeted(link: Link) -> Hello:
@@ -57,6 +57,14 @@ def snapshot_of(link: Link) -> Snapshot:
         return _SNAPSHOT.validate_python(link.ask({"do": "snapshot"}).get("snapshot"))
     except ValidationError as error:
         raise _damaged("snapshot", error) from None
+
+
+def reading(told: Any) -> Reading:
+    """The reading of an answer. Raises LinkLostError when it is none."""
+    try:
+        return _READING.validate_python(told)
+    except ValidationError as error:
+        raise _damaged("load", error) from None
 
 
 def numbers(answer: dict[str, Any], count: int) -> list[float]:

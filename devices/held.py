@@ -25,7 +25,13 @@ def _folder() -> Path:
 
 @contextmanager
 def held(device: str, *, say: Callable[[str], None], wait_s: float = WAIT_S) -> Iterator[None]:
-    """Inside the block no other profile of this user runs on the device. Waits for one that does. Raises UserError after `wait_s`."""
+    """Inside the block no other profile of this user runs on the device. Waits for one that does. Raises UserError after `wait_s`.
+
+    "" holds nothing.
+    """
+    if not device:
+        yield
+        return
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(folder / f"{hashlib.sha256(device.encode()).hexdigest()[:16]}.lock")

@@ -13,7 +13,7 @@ from ..export.manifest import Progress, UserError
 from .cooling import USUAL_S, cool_down
 from .device import Item, Job, JobResult, LinkedDevice
 from .golden import UNCHECKED, Verdict, verdict
-from .greeting import greeted, numbers, snapshot_of
+from .greeting import greeted, numbers, reading, snapshot_of
 from .link import Link, LinkLostError
 from .measurement import AAPair, Conditions, Measurement, Reading, Skipped, compare
 from .reading import Snapshot
@@ -149,7 +149,7 @@ class _Work:
                 verdict=found,
                 load_ms=loaded["load_ns"] / 1e6,
                 first_ms=loaded["first_ns"] / 1e6,
-                peak=Reading(**loaded["peak_bytes"]),
+                peak=reading(loaded["peak_bytes"]),
                 facts=facts,
             )
         )

@@ -17,8 +17,9 @@ from .runtime import runtimes
 class Linked(ABC):
     """A device with a runner. What it can do is asked once, the first time that somebody wants to know."""
 
-    def __init__(self, name: str, *, cores: tuple[int, ...] | None = None) -> None:
+    def __init__(self, name: str, *, cores: tuple[int, ...] | None = None, holds: str | None = None) -> None:
         self.name, self.cores = name, cores
+        self.holds = name if holds is None else holds
         self._hello: Hello | None = None
 
     @abstractmethod

@@ -14,7 +14,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 PREFIXES = ("runtimes_", "ops_")
 START = '''"""Starts the runner, after a look at what runs it: older Pythons could not even read it."""
-import sys
+import os, sys
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if sys.version_info < (3, 10):
     print('@trimtab {"error": {"kind": "user", "what": "the runner needs Python 3.10 or newer, this is %d.%d", "hint": "name '
           'another one: trimtab devices add ... --set python=PATH"}}' % sys.version_info[:2], flush=True)

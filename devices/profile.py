@@ -112,7 +112,7 @@ def profile(
             found.skipped += [_late(entry.label, None, device.name) for entry in loaded]
             continue
         try:
-            with held(device.name, say=say or logging.getLogger("trimtab").info):
+            with held(device.holds, say=say or logging.getLogger("trimtab").info):
                 _on_device(
                     device,
                     loaded,
@@ -333,7 +333,10 @@ def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *
         error = None
         if name not in offers:
             here = "" if alone and device == "local" else f" on {device}"
-            error = UserError(f"unknown runtime {name!r}{here}", hint=did_you_mean(name, offers))
+            if name in registered.names() and not registered.entry(name).card.at_home:
+                error = UserError(f"{name}{here or ' here'}: {' '.join(registered.entry(name).card.missing())} is needed", hint=did_you_mean("", offers))
+            else:
+                error = UserError(f"unknown runtime {name!r}{here}", hint=did_you_mean(name, offers))
         elif offers[name].missing:
             what, _, install = offers[name].missing.rpartition(": ")
             error = UserError(what or offers[name].missing, hint=install)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class QemuDevice(Linked):
     """Counts instructions in processes of their own, one per artifact."""
 
     def __init__(self, name: str, config: QemuConfig) -> None:
-        super().__init__(name)
+        super().__init__(name, holds="")
         self.core = config.core
         self._work: tempfile.TemporaryDirectory[str] | None = None
         self._built: Counting | None = None
@@ -233,7 +233,8 @@ class QemuDevice(Linked):
             emulated=True,
             unit="instructions",
             runs=told["runs"],
-            note="LiteRT's profiler with the number of instructions for its clock",
+            note="LiteRT's profiler with the number of instructions for its clock"
+            + (f"; the first of {len(staged.feeds)} inputs" if len(staged.feeds) > 1 else ""),
             reason=told["reason"],
             ops=tuple(OpTime(**op) for op in told["ops"]),
         )
@@ -256,8 +257,3 @@ class QemuDevice(Linked):
 def ask(link: Link, request: dict[str, Any]) -> dict[str, Any]:
     """The answer. Raises what `Link.ask` does."""
     return link.ask(request, timeout_s=ASK_S)
-
-
-def over_budget(counts: Iterable[InstructionCount], limit: int) -> list[str]:
-    """The labels, each with its device, of the artifacts whose inference takes more than `limit` instructions."""
-    return [f"{count.label} on {count.device}" for count in counts if count.instructions > limit]

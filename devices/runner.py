@@ -215,6 +215,9 @@ class Runner:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in request["out"]}
         batches = {name: len(array) for name, array in loaded.feeds[0].items()}
         parted = [name for name, array in inputs.items() if len(array) != batches[name]]
+        for name in parted:
+            if len(inputs[name]) % batches[name]:
+                raise UserError(f"{len(inputs[name])} rows of {name!r} are no whole batches of {batches[name]}", hint="fill the last one")
         count = len(inputs[parted[0]]) // batches[parted[0]] if parted else 1
         for k in range(count):
             part = {

@@ -86,7 +86,7 @@ class SshDevice(Linked):
     """Runs jobs in a Python at the far end of ssh."""
 
     def __init__(self, name: str, config: SshConfig) -> None:
-        super().__init__(name, cores=config.cores)
+        super().__init__(name, cores=config.cores, holds=f"ssh:{config.host}")
         self.config, self.folder = config, ""
         self.shell = Shell(
             config.host,

@@ -98,7 +98,7 @@ class Shell:
 
     def link(self, command: str, *, where: str, first: bool = False, also: Callable[[], list[str]] | None = None) -> SshLink:
         """A process there that answers line by line. `also`: more of what was said, should it be lost."""
-        return SshLink(self.argv(command, first=first), where=where, shell=self, also=also)
+        return SshLink(self.argv(command, first=first), where=where, shell=self, also=also, runner=not first)
 
     def run(self, command: str, *, timeout_s: float | None = None) -> str:
         """What the command there prints. Raises UserError, LinkLostError."""
@@ -194,9 +194,11 @@ class Shell:
 class SshLink(ProcessLink):
     """A process at the far end of ssh."""
 
-    def __init__(self, argv: Sequence[str], *, where: str, shell: Shell, also: Callable[[], list[str]] | None = None) -> None:
+    def __init__(
+        self, argv: Sequence[str], *, where: str, shell: Shell, runner: bool, also: Callable[[], list[str]] | None = None
+    ) -> None:
         super().__init__(argv, where=where)
-        self.shell, self.also = shell, also
+        self.shell, self.runner, self.also = shell, runner, also
 
     def _lost(self) -> LinkLostError:
         """How it ended: ssh's own code means the connection, others are what ran there."""
@@ -206,7 +208,9 @@ class SshLink(ProcessLink):
             self.process.kill()
             code = self.process.wait()
         said = [*(self.also() if self.also and code == 255 else ()), *self.said()]
-        what, hint = Ended(code, list(dict.fromkeys(said)), runner=True).words(host=self.shell.host, python=self.shell.python)
+        what, hint = Ended(code, list(dict.fromkeys(said)), runner=self.runner).words(
+            host=self.shell.host, python=self.shell.python
+        )
         return LinkLostError(f"{self.where}: {what}", hint=hint, exit_code=1)
 
 

@@ -10,6 +10,8 @@ from .link import ending
 
 SSH_FAILED = 255
 """What ssh itself ends with when it could not connect, or lost the connection; other codes are the remote command's."""
+NEVER_STARTED = (126, 127)
+"""What a shell ends with that can't start a program, or can't find it. Of a runner that did start, any words may be in what it said."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Ended:
     def words(self, *, host: str, python: str) -> tuple[str, str]:
         """What went wrong, and what to do."""
         told = " · ".join(line for line in self.said if not line.startswith("@"))
+        if self.runner and self.code not in (SSH_FAILED, *NEVER_STARTED):
+            return ending(self.code, [told] if told else []), "what was measured before is kept; try again"
         for trouble in CONNECTION if self.code == SSH_FAILED else THERE:
             if re.search(trouble.pattern, told):
                 return f"{trouble.what.format(host=host, python=python)}: {told}", trouble.hint.format(host=host, python=python)
@@ -140,8 +144,6 @@ class Ended:
                 f"the connection to {host} was lost: {told or 'without a word'}",
                 "is it switched on, and on the network? Try again",
             )
-        if self.runner:
-            return ending(self.code, [told] if told else []), "what was measured before is kept; try again"
         return f"a command on {host} failed (exit code {self.code}): {told or 'it says nothing'}", "try it again"
 
 

@@ -1,11 +1,13 @@
 """What every test starts from: one thread, a private configuration folder, and a network of the user's own."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.modules.setdefault("openvino_telemetry", None)  # importing openvino reports its use; the suite tells nobody
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # so does importing onnxruntime
 
 USER_NET = Path(__file__).parent / "user_net.py"
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,17 @@ def wait_for(port: int, process: subprocess.Popen, log: Path, *, seconds: float 
                 return
         time.sleep(0.05)
     raise RuntimeError(f"sshd does not listen: {log.read_text(errors='replace')[-2000:]}")
+
+
+def bare_site(folder, *packages):
+    """A folder with these installed packages alone."""
+    folder.mkdir()
+    for package in packages:
+        home = next(path for path in (Path(place) / package for place in sys.path) if path.is_dir())
+        for path in (home, home.with_name(f"{package}.libs")):
+            if path.is_dir():
+                (folder / path.name).symlink_to(path)
+    return folder
 
 
 @dataclass

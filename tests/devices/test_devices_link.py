@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,3 +207,20 @@ def test_the_first_answer_of_an_unfit_runner_is_the_error(closing, packed):
     link = closing(ProcessLink([sys.executable, "-c", code], where="the board", env=dict(os.environ)))
     with pytest.raises(UserError, match="this Python has no numpy"):
         greeted(link)
+
+
+@pytest.mark.parametrize("way", ["trimtab", "packed"])
+def test_onnxruntime_reports_to_nobody(packed, tmp_path, way):
+    """Its wheels leave a session file, a device id and a queue of events from their import on, unless they are told not to."""
+    places = {name: str(tmp_path / name) for name in ("TMPDIR", "XDG_CACHE_HOME", "HOME")}
+    for place in places.values():
+        Path(place).mkdir()
+    start = "import trimtab" if way == "trimtab" else f"sys.path.insert(0, {str(packed)!r}); exec(Path({str(tmp_path / 'start')!r}).read_text())"
+    if way == "packed":
+        with zipfile.ZipFile(packed) as archive:
+            (tmp_path / "start").write_text(archive.read("__main__.py").decode().replace("main()", ""))
+    code = f"import sys; from pathlib import Path; {start}; import onnxruntime, os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"} | places
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    left = [path.relative_to(tmp_path) for place in places.values() for path in Path(place).rglob("*")]
+    assert not [path for path in left if ".ses" in path.name or "Microsoft" in path.parts]

@@ -17,7 +17,8 @@ from trimtab.devices.device import Item, Job, devices
 from trimtab.devices.known import open_device
 from trimtab.devices.link import ProcessLink
 from trimtab.devices.profile import profile
-from trimtab.devices.qemu import QemuConfig, QemuDevice, over_budget
+from trimtab.devices.qemu import QemuConfig, QemuDevice
+from trimtab.devices.records import over_budget
 from trimtab.export.manifest import LogProgress, UserError
 
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")
@@ -116,7 +117,7 @@ def test_a_budget_names_what_exceeds_it(counted):
     counts = counted[0].counts
     most = max(counts, key=lambda count: count.instructions)
     assert over_budget(counts, most.instructions) == []
-    assert over_budget(counts, most.instructions - 1) == [f"{most.label} on {most.device}"]
+    assert over_budget(counts, most.instructions - 1) == [most]
     assert len(over_budget(counts, 1)) == len(counts)
 
 
