@@ -42,7 +42,7 @@ test-export: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 tests/export tests/cli/test_export_options.py
 
 test-devices: lint
-	@PYTHON="$(PYTHON)" bash .ci/setup.sh chromium emulated-arm npm sshd
+	@PYTHON="$(PYTHON)" bash .ci/setup.sh chromium emulated-arm npm sshd qemu-user-static binfmt-support debootstrap
 	-$(BIN)/trimtab devices setup arm64
 	-$(BIN)/trimtab devices setup browser
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 2 tests/devices tests/cli/test_devices_cli.py

@@ -67,7 +67,9 @@ def _say_latencies(result: ProfileResult, *, several: bool) -> None:
     if rows or not result.counts:
         output.table("", columns, rows)
     if any(m.conditions.emulated for m in result.measurements):
-        output.say("emulated: another CPU's instructions were interpreted, so these milliseconds are no device's and are not shown")
+        output.say(
+            "emulated: another CPU's instructions were interpreted, so these milliseconds are no device's and are not shown"
+        )
 
 
 def _start(m: Measurement) -> tuple[str, str, str]:

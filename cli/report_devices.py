@@ -103,7 +103,9 @@ def _matrix(profile: ProfileResult, skipped: Sequence[Skipped]) -> Matrix | None
     found = dict.fromkeys([*(m.conditions.device for m in profile.measurements), *(c.device for c in profile.counts)])
     devices = tuple(asked | found)
     cells: dict[str, dict[str, list[Line]]] = {}
-    told = [(m.label, (m.conditions.device,), _measured(m)) for m in profile.measurements]
+    told: list[tuple[str, tuple[str, ...], Line]] = [
+        (m.label, (m.conditions.device,), _measured(m)) for m in profile.measurements
+    ]
     told += [(c.label, (c.device,), _counted(c)) for c in profile.counts]
     told += [(s.label, (s.device,) if s.device else devices, _skipped(s)) for s in skipped]
     for label, places, line in told:
@@ -142,7 +144,7 @@ def _skipped(s: Skipped) -> Line:
 
 
 def _metrics(profile: ProfileResult, host: Host) -> list[MetricRow]:
-    artifacts = {e.label: e.artifact for e in (*profile.counts, *profile.measurements)}
+    artifacts = {c.label: c.artifact for c in profile.counts} | {m.label: m.artifact for m in profile.measurements}
     rows = []
     for e in profile.evaluated:
         reference, samples, origin = _reference(e, profile.evaluated, host.get(artifacts.get(e.label, e.label)))

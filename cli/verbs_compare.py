@@ -38,6 +38,11 @@ def compare(
     lost = [entry for entry in gone if entry.missing_in == "new"]
     failed = bool(too_slow or (lost and not allow_missing))
     say_changes(changes)
+    for path, profile in zip((old, new), profiles, strict=True):
+        if any("other work was running" in warning for warning in profile.warnings):
+            output.say(
+                f"note: other work was running while {path} was measured: what changed may be that, and no A/A pair can tell"
+            )
     say_missing(gone)
     for change in too_slow:
         grown = f"{change.ratio - 1:+.1%}" if change.kind == "latency" else f"{change.new - change.old:+,.0f} instructions"

@@ -29,16 +29,11 @@ def devices_ls() -> None:
     shown = [(_usage(e.name, e.card.argument), e.card.title, e.card.note) for e in kinds]
     output.table("kinds, for --on and `devices add`", ("name", "what", ""), shown)
     output.say()
-    rows = [
-        (
-            e.name,
-            e.card.title,
-            ", ".join(e.card.formats),
-            "installed" if not e.card.missing() else f"pip install 'trimtab[{e.card.extra}]'",
-        )
+    here = [
+        (e.name, e.card.title, ", ".join(e.card.formats), "installed" if not e.card.missing() else e.card.install)
         for e in runtimes
     ]
-    output.table("runtimes here", ("name", "what", "formats", "state"), rows)
+    output.table("runtimes here", ("name", "what", "formats", "state"), here)
     output.result({"own": own, "devices": kinds.names(), "runtimes": [e.name for e in runtimes]})
 
 

@@ -92,16 +92,7 @@ class _Work:
     def __init__(self, job: Job, device: LinkedDevice, link: Link, progress: Progress, plan: Plan) -> None:
         self.job, self.device, self.link, self.progress = job, device, link, progress
         self.hello = greeted(link)
-        affinity = job.affinity or device.cores
-        self.opened = link.ask(
-            {
-                "do": "open",
-                "runtime": job.runtime,
-                "threads": job.threads,
-                "options": job.options,
-                "affinity": list(affinity) if affinity is not None else None,
-            }
-        )
+        self.opened: dict[str, Any] = {}
         step = COARSE * self.hello.clock_step_ns
         self.plan = plan if plan.by_rules or step <= plan.block_ns else replace(plan, block_ns=int(step))
         self.skipped: list[Skipped] = []
@@ -111,6 +102,7 @@ class _Work:
     def done(self) -> JobResult:
         """Everything that the job asks for."""
         try:
+            self.opened = self.link.ask(open_request(self.job, self.device.cores))
             self._cool()
             for item in self.job.items:
                 self._make_ready(item)
@@ -118,6 +110,10 @@ class _Work:
             return self._ended("interrupted", "stopped before its first whole round")
         except LinkLostError as error:
             return self._ended("lost", str(error))
+        except RejectedError as error:  # the runtime is there, and is not fit to run
+            if self.job.strict:
+                raise
+            return self._ended("missing package", str(error))
         return self._timed() if self.ready else JobResult(skipped=tuple(self.skipped))
 
     def _ended(self, kind: str, reason: str) -> JobResult:
@@ -125,7 +121,7 @@ class _Work:
         for item in self.job.items:
             if item.label not in known:
                 self._skip(item, kind, reason)
-        return JobResult(skipped=tuple(self.skipped), interrupted=True, lost=kind == "lost")
+        return JobResult(skipped=tuple(self.skipped), interrupted=kind in ("lost", "interrupted"), lost=kind == "lost")
 
     def _make_ready(self, item: Item) -> None:
         """The artifact loaded, run once and checked, or an entry that says why it is left out. Raises what `run_job` does."""
@@ -373,6 +369,18 @@ class _Work:
 
 WARMED_C = 10.0
 """A rise of temperature while measuring that the reader should know of."""
+
+
+def open_request(job: Job, cores: tuple[int, ...] | None) -> dict[str, Any]:
+    """The request that chooses the job's runtime; `cores` are the device's own CPUs, for a job that names none."""
+    affinity = job.affinity or cores
+    return {
+        "do": "open",
+        "runtime": job.runtime,
+        "threads": job.threads,
+        "options": job.options,
+        "affinity": list(affinity) if affinity is not None else None,
+    }
 
 
 def load_request(staged: Staged, place: str) -> dict[str, Any]:

@@ -334,7 +334,10 @@ def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *
         if name not in offers:
             here = "" if alone and device == "local" else f" on {device}"
             if name in registered.names() and not registered.entry(name).card.at_home:
-                error = UserError(f"{name}{here or ' here'}: {' '.join(registered.entry(name).card.missing())} is needed", hint=did_you_mean("", offers))
+                error = UserError(
+                    f"{name}{here or ' here'}: {' '.join(registered.entry(name).card.missing())} is needed",
+                    hint=did_you_mean("", offers),
+                )
             else:
                 error = UserError(f"unknown runtime {name!r}{here}", hint=did_you_mean(name, offers))
         elif offers[name].missing:

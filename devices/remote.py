@@ -12,7 +12,7 @@ import numpy as np
 
 from ..export.manifest import UserError
 from .device import Item, Job
-from .job import load_request
+from .job import load_request, open_request
 from .link import Link
 from .linked import Linked
 from .staging import read_staged
@@ -29,16 +29,7 @@ def remote_runner(device: Linked, job: Job, item: Item) -> Iterator[Run]:
     staged = read_staged(Path(item.folder))
     link = device.link()
     try:
-        affinity = job.affinity or device.cores
-        link.ask(
-            {
-                "do": "open",
-                "runtime": job.runtime,
-                "threads": job.threads,
-                "options": job.options,
-                "affinity": list(affinity) if affinity is not None else None,
-            }
-        )
+        link.ask(open_request(job, device.cores))
         link.ask({**load_request(staged, item.place), "slot": 0, "gaps": []})
         first = staged.inputs[0]["name"]
         batch = int(staged.feeds[0][first]["shape"][0])

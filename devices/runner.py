@@ -7,6 +7,7 @@ The requests and answers are described in docs/devices.md.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -108,9 +109,9 @@ class Runner:
         try:
             version = runtime.version()  # imports the package, so that no load time contains it
         except (ImportError, OSError) as error:
-            raise UserError(
+            raise RejectedError.told(
                 f"{self.runtime} is installed but can't be loaded: {error}",
-                hint="its wheel may be for another architecture, C library or Python: install it anew where it is to run",
+                "its wheel may be for another architecture, C library or Python: install it anew where it is to run",
             ) from None
         allowed = conditions.allowed_cpus()
         gc.collect()
@@ -217,7 +218,9 @@ class Runner:
         parted = [name for name, array in inputs.items() if len(array) != batches[name]]
         for name in parted:
             if len(inputs[name]) % batches[name]:
-                raise UserError(f"{len(inputs[name])} rows of {name!r} are no whole batches of {batches[name]}", hint="fill the last one")
+                raise UserError(
+                    f"{len(inputs[name])} rows of {name!r} are no whole batches of {batches[name]}", hint="fill the last one"
+                )
         count = len(inputs[parted[0]]) // batches[parted[0]] if parted else 1
         for k in range(count):
             part = {
@@ -256,9 +259,13 @@ _VERBS: Mapping[str, Callable[[Runner, Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
+_owners = functools.cache(metadata.packages_distributions)
+"""Which distributions bring a package: a look through all that is installed."""
+
+
 def _installed(packages: tuple[str, ...]) -> str:
     """The version of a runtime's first package, without importing it."""
-    owners = metadata.packages_distributions().get(packages[0], [packages[0]])
+    owners = _owners().get(packages[0], [packages[0]])
     try:
         return metadata.version(owners[0])
     except metadata.PackageNotFoundError:

@@ -215,7 +215,11 @@ def test_onnxruntime_reports_to_nobody(packed, tmp_path, way):
     places = {name: str(tmp_path / name) for name in ("TMPDIR", "XDG_CACHE_HOME", "HOME")}
     for place in places.values():
         Path(place).mkdir()
-    start = "import trimtab" if way == "trimtab" else f"sys.path.insert(0, {str(packed)!r}); exec(Path({str(tmp_path / 'start')!r}).read_text())"
+    start = (
+        "import trimtab"
+        if way == "trimtab"
+        else f"sys.path.insert(0, {str(packed)!r}); exec(Path({str(tmp_path / 'start')!r}).read_text())"
+    )
     if way == "packed":
         with zipfile.ZipFile(packed) as archive:
             (tmp_path / "start").write_text(archive.read("__main__.py").decode().replace("main()", ""))
