@@ -27,6 +27,7 @@ PAGE_FILES = (
     "told.js",
     "engine_ort.js",
     "engine_litert.js",
+    "flatbuffer.js",
 )
 POLL_S = 20.0
 """How long the server keeps a page waiting for the next request."""

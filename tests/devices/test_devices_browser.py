@@ -83,6 +83,14 @@ def test_both_engines_measure_verified_artifacts(measure, onnx_folder, tflite_fo
     assert any("this address is for a browser on this machine" in line for line in said)
 
 
+def test_an_exported_file_with_a_free_batch_is_fixed_for_litert(measure, exported_folder):
+    """LiteRT.js can't resize inputs and refuses files that say that it might have to."""
+    (measured,) = measure([exported_folder("tflite")])[0].measurements
+    assert measured.outputs_ok is True
+    assert measured.dims == {"N": 1}
+    assert "fixed at the sizes" in measured.conditions.hints["free_dimensions"]
+
+
 def test_two_threads(measure, onnx_folder, tflite_folder):
     result, *_ = measure([onnx_folder(), tflite_folder()], threads=2)
     assert [(m.runtime, m.conditions.threads, m.outputs_ok) for m in result.measurements] == [(name, 2, True) for name in BOTH]

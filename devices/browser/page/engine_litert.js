@@ -1,4 +1,5 @@
 // LiteRT.js: TFLite files as they are. It can't resize inputs: more samples than the file is made for go through it in turn.
+import { fixedShapes } from "./flatbuffer.js";
 import { adapter } from "./machine.js";
 import { joined, part } from "./tensors.js";
 import { Told, rejected } from "./told.js";
@@ -28,9 +29,10 @@ class Engine {
 
   async load({ bytes, file, inputs, outputs }) {
     let model;
+    const made = fixedShapes(bytes);
     try {
       const options = { accelerator: this.backend, cpuOptions: { numThreads: this.threads } };
-      model = await this.litert.loadAndCompile(bytes, this.backend === "webgpu" ? { ...options, gpuOptions: { precision: "fp32" } } : options);
+      model = await this.litert.loadAndCompile(made.bytes, this.backend === "webgpu" ? { ...options, gpuOptions: { precision: "fp32" } } : options);
     } catch (error) {
       throw rejected(TITLE, file, error);
     }
@@ -38,7 +40,7 @@ class Engine {
       model.delete();
       throw rejected(TITLE, file, "its operations don't all run on WebGPU, and LiteRT.js would run the whole of it in WebAssembly instead");
     }
-    return new Session(this, model, { file, inputs, outputs });
+    return new Session(this, model, { file, inputs, outputs, fixed: made.count });
   }
 
   async ops() {
@@ -57,8 +59,8 @@ function matched(details, ports, kind, file) {
 }
 
 class Session {
-  constructor(engine, model, { file, inputs, outputs }) {
-    Object.assign(this, { engine, model, file, inputs, outputs, pieces: 1 });
+  constructor(engine, model, { file, inputs, outputs, fixed }) {
+    Object.assign(this, { engine, model, file, inputs, outputs, fixed, pieces: 1 });
     this.ins = matched(model.getInputDetails(), inputs, "input", file);
     this.outs = matched(model.getOutputDetails(), outputs, "output", file);
   }
@@ -127,6 +129,7 @@ class Session {
     const { backend, threads, version } = this.engine;
     const hints = { backend };
     if (backend === "webgpu") hints.gpu_precision = "fp32";
+    if (this.fixed) hints.free_dimensions = "fixed at the sizes that the file tells: LiteRT.js can't change them";
     if (this.pieces > 1) hints.batch = `${this.pieces} runs in turn`;
     return {
       runtime: TITLE, version, threads, hints,
