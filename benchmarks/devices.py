@@ -1,10 +1,11 @@
-"""Can the devices' figures be trusted, and what do they cost? Five studies, each with a file of its own in results/devices/.
+"""Can the devices' figures be trusted, and what do they cost? Six studies, each with a file of its own in results/devices/.
 
     python benchmarks/devices.py agreement     trimtab against the runtimes' own tools, pinned, in pairs (about 15 minutes)
     python benchmarks/devices.py detection     an A/A pair and a planted 5 % slow-down, alone and beside a busy process (about 8 minutes)
     python benchmarks/devices.py setup         from `profile` to the first timed call, over ssh and in a browser (about 3 minutes)
     python benchmarks/devices.py ops           what looking at single operations costs on six runtimes (about 8 minutes)
     python benchmarks/devices.py counts        instructions of the zoo on three emulated Arm cores, twice (about 10 minutes)
+    python benchmarks/devices.py examples      the README's examples, run for real (about 3 minutes; root on Debian, for adbd)
 
 The tables of docs/devices.md are made of these files by benchmarks/tables.py.
 """
@@ -23,6 +24,7 @@ from typing import Any
 import devices_agreement
 import devices_counts
 import devices_detection
+import devices_examples
 import devices_ops
 import devices_setup
 
@@ -37,6 +39,7 @@ STUDIES: dict[str, Callable[..., dict[str, Any]]] = {
     "setup": devices_setup.study,
     "ops": devices_ops.study,
     "counts": devices_counts.study,
+    "examples": devices_examples.study,
 }
 VERSIONS = ("numpy", "scipy", "onnxruntime", "openvino", "ai-edge-litert")
 

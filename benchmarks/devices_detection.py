@@ -7,17 +7,14 @@ is called significantly different, and a hit when "slow" is called significantly
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import devices_nets
 import numpy as np
+from timing import busy_neighbour
 
 from trimtab.devices import conditions
 from trimtab.devices.intervals import paired_ratio
@@ -42,24 +39,6 @@ class Planted(LinkStand):
         many = [INFERENCES + (slot == NAMES.index("slow")) for slot in slots]
         single = super().time(slots, [block * n for block, n in zip(blocks, many, strict=True)], warm=warm)
         return [ns * n for ns, n in zip(single, many, strict=True)]
-
-
-@contextmanager
-def busy_neighbour(on: bool, cpu: int | None) -> Iterator[None]:
-    """Inside the block another process computes without pause, on the same CPU where it can be pinned."""
-    if not on:
-        yield
-        return
-    pin = f"import os; os.sched_setaffinity(0, [{cpu}])\n" if cpu is not None else ""
-    process = subprocess.Popen(
-        [sys.executable, "-c", pin + "x = list(range(100_000))\nwhile True: x.sort(key=lambda v: -v); x.reverse()"]
-    )
-    try:
-        time.sleep(0.5)  # its start is not what we want to measure beside
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def trial(device: Linked, load: dict[str, Any], *, runtime: str, cpu: int | None, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from trials import RESULTS as ALL
 
 RESULTS = ALL / "devices"
+CUT = 128
 AGREES, AA_QUIET, AA_BUSY, FOUND, FALSE = 0.02, 0.015, 0.02, 0.95, 0.05
 
 
@@ -127,10 +128,27 @@ def ops_table() -> str:
     return "\n".join([*rows, "", f"Medians of three profiles of {result['runs']} inferences; {_host(result)}."])
 
 
+def _example(name: str) -> Callable[[], str]:
+    """A table maker that gives an example's commands and outputs, long lines cut."""
+
+    def text() -> str:
+        lines = []
+        for entry in load("examples")["examples"][name]:
+            lines += [
+                f"$ {entry['command']}",
+                *(line if len(line) <= CUT else f"{line[: CUT - 1]}…" for line in entry["output"]),
+            ]
+            lines += [f"(exit code {entry['exit_code']})"] if entry["exit_code"] else []
+        return "\n".join(["```", *lines, "```"])
+
+    return text
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "agreement": agreement_table,
     "detection": detection_table,
     "setup": setup_table,
     "counts": counts_table,
     "ops-cost": ops_table,
+    **{f"example-{name}": _example(name) for name in ("browser", "ssh", "adb", "qemu")},
 }

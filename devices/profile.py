@@ -20,8 +20,8 @@ from .linked import Linked
 from .measurement import ProfileResult, Skipped
 from .records import Evaluated
 from .remote import Run, remote_runner
+from .runtime import completed, why_none
 from .runtime import runtimes as registered
-from .runtime import why_none
 from .staging import stage
 from .timing import plan_of
 
@@ -325,7 +325,7 @@ def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *
     """The runtimes asked for that the device has, None for all. Raises UserError for an option or, when `alone`, a runtime it lacks."""
     for name, settings in asked.options.items():
         if name in offers:
-            complete(offers[name], settings)
+            completed(offers[name].title, offers[name].options, settings)
     if asked.runtimes is None:
         return None
     usable = []
@@ -358,18 +358,6 @@ def _check_somewhere(asked: Wishes, found: _Found) -> None:
     for name in asked.runtimes or ():
         if name not in found.used and name in found.unusable:
             raise found.unusable[name]
-
-
-def complete(offer: Offer, options: Mapping[str, str]) -> dict[str, str]:
-    """`options` of a runtime with every default filled in. Raises UserError for an unknown option or choice."""
-    for name, choice in options.items():
-        if name not in offer.options:
-            raise UserError(f"{offer.title} has no option {name!r}", hint=did_you_mean(name, offer.options))
-        if choice not in offer.options[name]:
-            raise UserError(
-                f"{offer.title}: option {name} cannot be {choice!r}", hint="one of " + ", ".join(offer.options[name])
-            )
-    return {name: options.get(name, choices[0]) for name, choices in offer.options.items()}
 
 
 def _dims(loaded: list[_Loaded], dims: Mapping[str, int]) -> dict[str, dict[str, int] | None]:

@@ -157,14 +157,17 @@ class RuntimeCard:
 
     def complete(self, options: Mapping[str, str]) -> dict[str, str]:
         """`options` with every default filled in. Raises UserError for an unknown option or choice."""
-        for name, choice in options.items():
-            if name not in self.options:
-                raise UserError(f"{self.title} has no option {name!r}", hint=did_you_mean(name, self.options))
-            if choice not in self.options[name]:
-                raise UserError(
-                    f"{self.title}: option {name} cannot be {choice!r}", hint="one of " + ", ".join(self.options[name])
-                )
-        return {name: options.get(name, choices[0]) for name, choices in self.options.items()}
+        return completed(self.title, self.options, options)
+
+
+def completed(title: str, known: Mapping[str, tuple[str, ...]], given: Mapping[str, str]) -> dict[str, str]:
+    """The options of the runtime `title`: what is `given`, else the first of each one's choices. Raises UserError for others."""
+    for name, choice in given.items():
+        if name not in known:
+            raise UserError(f"{title} has no option {name!r}", hint=did_you_mean(name, known))
+        if choice not in known[name]:
+            raise UserError(f"{title}: option {name} cannot be {choice!r}", hint="one of " + ", ".join(known[name]))
+    return {name: given.get(name, choices[0]) for name, choices in known.items()}
 
 
 runtimes: Registry[Runtime, RuntimeCard] = Registry(
