@@ -26,7 +26,7 @@ from trimtab.devices.profile import profile
 from trimtab.export.manifest import load_artifact
 
 NETS = ("vgg16_bn", "efficientnet_lite0")
-SECONDS = 4.0
+SECONDS = 3.0
 OPENVINO = (
     "import sys; sys.modules['openvino_telemetry'] = None\n"
     "from openvino.tools.benchmark.main import main; main()"  # its own command, less the reporting

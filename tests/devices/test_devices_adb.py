@@ -219,7 +219,7 @@ def test_unplugged_while_measuring(fake, added, onnx_folder):
         [onnx_folder("a")],
         on="pixel",
         runtimes=["onnxruntime"],
-        progress=Unplugging(lambda: pull(""), after=12),
+        progress=Unplugging(lambda: pull(""), after=4),
         **FAST | {"budget_s": 20},
     )
     (measured,) = result.measurements
