@@ -44,8 +44,15 @@ done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then
     echo "installing Debian packages: ${missing[*]}"
-    apt-get update -qq > /dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null && exit 0
-    echo "apt-get could not install ${missing[*]}" >&2
+    apt() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" > /dev/null; }
+    apt-get update -qq > /dev/null && apt "${missing[@]}" && exit 0
+    echo "apt-get could not install all of them: one by one" >&2
+    left=()
+    for package in "${missing[@]}"; do
+        apt "$package" || left+=("$package")
+    done
+    [ ${#left[@]} -eq 0 ] && exit 0
+    missing=("${left[@]}")
 fi
 for package in "${missing[@]}"; do
     case "$package" in

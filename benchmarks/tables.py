@@ -20,7 +20,7 @@ import tables_export
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md", "docs/devices.md", "docs/devices-ops.md")
+PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md", *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")))
 
 
 def load(name: str) -> dict:
