@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import metric_kit
 import numpy as np
 import pytest
 from native_kit import OPEN, asked, make_nets, need_emulator, staged
@@ -119,6 +120,13 @@ def test_a_budget_names_what_exceeds_it(counted):
     assert over_budget(counts, most.instructions) == []
     assert over_budget(counts, most.instructions - 1) == [most]
     assert len(over_budget(counts, 1)) == len(counts)
+
+
+def test_metrics_are_taken_on_the_emulated_core(nets):
+    result = profile([nets["fp32"]], on="qemu:a76", evaluation=metric_kit.evaluation(nets["fp32"]))
+    (found,) = result.evaluated
+    assert found.emulated
+    metric_kit.check(found)
 
 
 def test_wrong_outputs_are_not_counted(nets, tflite_folder):

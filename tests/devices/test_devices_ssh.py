@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import metric_kit
 import pytest
 import sshd_kit
 
@@ -224,6 +225,15 @@ def test_one_session_a_connection_is_enough(tmp_path_factory, tmp_path):
     finally:
         device.close()
         strict.stop()
+
+
+def test_metrics_are_taken_on_the_board(board, onnx_folder):
+    folder = onnx_folder()
+    (found,) = profile(
+        [folder], on=board(), runtimes=["onnxruntime"], evaluation=metric_kit.evaluation(folder), **FAST
+    ).evaluated
+    assert (found.device, found.runtime) == ("board", "onnxruntime")
+    metric_kit.check(found)
 
 
 @pytest.fixture
