@@ -113,7 +113,7 @@ TOOLS: dict[str, tuple[str, str, Tool]] = {
 }
 
 
-def study(*, seed: int, repeats: int = 11) -> dict[str, Any]:
+def study(*, seed: int, repeats: int = 7) -> dict[str, Any]:
     """Per network and tool the ratios of `repeats` pairs."""
     rng = random.Random(seed)
     cpus = conditions.allowed_cpus()

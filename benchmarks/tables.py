@@ -20,7 +20,13 @@ import tables_export
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/distillation.md", "docs/dynamic.md", "docs/export.md", *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")))
+PAGES = (
+    "README.md",
+    "docs/distillation.md",
+    "docs/dynamic.md",
+    "docs/export.md",
+    *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")),
+)
 
 
 def load(name: str) -> dict:

@@ -61,7 +61,11 @@ def detection_table() -> str:
         words = ("A/A", "detection", "false alarms")
         missed = [word for word, met in zip(words, goals, strict=True) if not met]
         said = "met" if not missed else "**missed: " + ", ".join(missed) + "**"
-        where = "a busy process on the same CPU" if busy else "nothing"
+        where = (
+            f"a busy process on the same CPU, calls of {s['baseline_ms']:.1f} ms"
+            if busy
+            else f"nothing, calls of {s['baseline_ms']:.1f} ms"
+        )
         rows.append(
             f"| {where} | {100 * s['aa_deviation_median']:.2f} % | {100 * s['aa_deviation_p95']:.2f} % | {s['hits']} of {n} "
             f"| {s['false_alarms']} of {n} | {said} |"

@@ -88,6 +88,7 @@ class ToolLink:
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         return {
             "protocol": PROTOCOL,
+            "warms_itself": True,
             "runner": BENCHMARK_MODEL,
             "machine": asdict(self.machine()),
             "snapshot": asdict(self.snapshot()),

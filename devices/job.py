@@ -95,6 +95,8 @@ class _Work:
         self.opened: dict[str, Any] = {}
         step = COARSE * self.hello.clock_step_ns
         self.plan = plan if plan.by_rules or step <= plan.block_ns else replace(plan, block_ns=int(step))
+        if self.hello.warms_itself:
+            self.plan = replace(self.plan, warm_calls=1)
         self.skipped: list[Skipped] = []
         self.ready: list[Ready] = []
         self.lost = False

@@ -99,7 +99,7 @@ def test_a_long_run_has_windows_and_conditions(onnx_folder, monkeypatch):
         assert len(long.points) >= 10
         assert all(point.p50_ms > 0 and point.calls >= 1 for point in long.points)
         assert sorted(point.t_s for point in long.points) == [point.t_s for point in long.points]
-        assert long.points[-1].t_s >= 0.6
+        assert long.points[-1].t_s >= 0.5  # the last window begins before 0.6 s, and may end on it
         assert long.slowdown is not None
 
 

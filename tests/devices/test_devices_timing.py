@@ -111,6 +111,29 @@ def test_the_warm_call_is_not_in_the_sample():
     assert set(outcome.timed["a"].samples_ns) == set(outcome.twin.samples_ns) == {MS}
 
 
+def test_a_long_call_gets_as_many_warm_calls_as_its_caches_need():
+    """After another model a call is slow, and each that follows is nearer to what it takes alone."""
+    world = World()
+
+    def make():
+        own, since = object(), [0]
+
+        def call():
+            since[0] = since[0] + 1 if world.log and world.log[-1] is own else 0
+            world.now += round(5 * MS * (1 + 0.1 * 0.5 ** since[0]))
+            world.log.append(own)
+
+        return call
+
+    outcome = measure({"a": make, "b": make}, plan=Plan(budget_s=300.0), clock=world.clock)
+    for timed in (*outcome.timed.values(), outcome.twin):
+        assert timed.warm == 8
+        assert max(timed.samples_ns) == pytest.approx(5 * MS, rel=0.0005)  # 0.1 / 2^8
+    world = World()
+    assert run(world, {"a": world.maker("a", MS)}).timed["a"].warm == 1
+    assert run(world, {"a": world.maker("a", 20 * MS)}, budget_s=300.0).timed["a"].warm == 3  # 50 ms of them are enough
+
+
 def test_warm_up_goes_on_until_the_windows_agree():
     world = World()
     slow_start = [50 * MS] * 5 + [10 * MS] * 5 + [2 * MS] * 5
@@ -148,7 +171,7 @@ def test_loading_counts_against_the_budget():
 
 def test_stops_when_every_figure_is_precise_and_not_before():
     world = World(1)
-    makers = {"a": world.maker("a", MS, spread=0.05, luck=0.01), "b": world.maker("b", 2 * MS, spread=0.05, luck=0.01)}
+    makers = {"a": world.maker("a", MS, spread=0.05, luck=0.01), "b": world.maker("b", 1.4 * MS, spread=0.05, luck=0.01)}
     outcome = run(world, makers, budget_s=60.0)
     assert outcome.stopped_because == "precise"
     assert len(outcome.sittings) >= 9
