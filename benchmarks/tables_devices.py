@@ -105,7 +105,9 @@ def counts_table() -> str:
                     f"{by[net, 'fp32', core]['instructions'] / by[net, 'int8', core]['instructions']:.2f}" for core in cores
                 )
             mark = "" if cells[0]["proven"] else " (missed its gate)"
-            steady = "yes" if all(cell["stable"] for cell in cells) else "**no**"
+            same = all(repeats == cell["repeats"][0] for cell in cells for repeats in cell["repeats"])
+            within = max(max(cell["repeats"][0]) - min(cell["repeats"][0]) for cell in cells)
+            steady = ("yes" if same else "**no**") + (f", inferences of one differ by {within}" if within else "")
             figures = " | ".join(f"{cell['instructions'] / 1e6:.3f}" for cell in cells)
             rows.append(f"| {net} | {precision}{mark} | {figures} | {ratio} | {steady} |")
     first = result["rows"][0]
@@ -121,6 +123,8 @@ def ops_table() -> str:
         "|---|" + "---:|---:|" * len(nets),
     ]
     by = {(row["runtime"], row["net"]): row for row in result["rows"]}
+    most = max(len(row["sum"]) for row in result["rows"])
+    many = "One profile" if most == 1 else f"Medians of {most} profiles"
     for runtime in dict.fromkeys(row["runtime"] for row in result["rows"]):
         cells = []
         for net in nets:
@@ -129,19 +133,17 @@ def ops_table() -> str:
                 values = [value for value in (row[key] if row else []) if value is not None]
                 cells.append(f"{statistics.median(values):.2f}" if values else "–")
         rows.append(f"| {runtime} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", f"Medians of three profiles of {result['runs']} inferences; {_host(result)}."])
+    return "\n".join([*rows, "", f"{many} of {result['runs']} inferences; {_host(result)}."])
 
 
 def _example(name: str) -> Callable[[], str]:
-    """A table maker that gives an example's commands and outputs, long lines cut."""
+    """A table maker that gives an example's commands and outputs: long lines cut, progress left out."""
 
     def text() -> str:
         lines = []
         for entry in load("examples")["examples"][name]:
-            lines += [
-                f"$ {entry['command']}",
-                *(line if len(line) <= CUT else f"{line[: CUT - 1]}…" for line in entry["output"]),
-            ]
+            told = [line for line in entry["output"] if not line.startswith("  ")]
+            lines += [f"$ {entry['command']}", *(line if len(line) <= CUT else f"{line[: CUT - 1]}…" for line in told)]
             lines += [f"(exit code {entry['exit_code']})"] if entry["exit_code"] else []
         return "\n".join(["```", *lines, "```"])
 
