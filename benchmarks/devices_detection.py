@@ -37,7 +37,7 @@ NAMES = ("baseline", "same", "slow")
 class Planted(LinkStand):
     """A stand whose calls are many inferences: one more in the slot of "slow"."""
 
-    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: Sequence[int]) -> list[float]:
         """Nanoseconds a call."""
         many = [INFERENCES + (slot == NAMES.index("slow")) for slot in slots]
         single = super().time(slots, [block * n for block, n in zip(blocks, many, strict=True)], warm=warm)

@@ -88,7 +88,6 @@ class ToolLink:
     def _hello(self, request: dict[str, Any]) -> dict[str, Any]:
         return {
             "protocol": PROTOCOL,
-            "warms_itself": True,
             "runner": BENCHMARK_MODEL,
             "machine": asdict(self.machine()),
             "snapshot": asdict(self.snapshot()),
@@ -149,8 +148,8 @@ class ToolLink:
 
     def _time(self, request: dict[str, Any]) -> dict[str, Any]:
         times = []
-        for slot, block in zip(request["order"], request["blocks"], strict=True):
-            run = self._run(self._slot(slot), runs=block, warm_runs=block if request.get("warm", True) else 1)
+        for slot, block, warm in zip(request["order"], request["blocks"], request["warm"], strict=True):
+            run = self._run(self._slot(slot), runs=block, warm_runs=block if warm else 1)
             times.append(run.runs.avg * 1e3)
         return {"ns": times}
 

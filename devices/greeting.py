@@ -21,7 +21,7 @@ class RuntimeThere(BaseModel):
 
 
 class Hello(BaseModel):
-    """A runner's greeting. `clock_step_ns` is the resolution of its clock; `warms_itself`: every block is warmed up anew there."""
+    """A runner's greeting. `clock_step_ns` is the resolution of its clock."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -32,7 +32,6 @@ class Hello(BaseModel):
     usable_cpus: tuple[int, ...] | None = None
     clock_step_ns: float = Field(ge=0)
     runtimes: dict[str, RuntimeThere]
-    warms_itself: bool = False
 
 
 _SNAPSHOT, _READING = TypeAdapter(Snapshot), TypeAdapter(Reading)

@@ -62,9 +62,9 @@ class LinkStand:
         for slot, sizes in zip(slots, gaps, strict=True):
             self.link.ask({**self.loads[slot], "slot": slot, "gaps": list(sizes)})
 
-    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: Sequence[int]) -> list[float]:
         """Nanoseconds a call."""
-        answer = self.link.ask({"do": "time", "order": list(slots), "blocks": list(blocks), "warm": warm})
+        answer = self.link.ask({"do": "time", "order": list(slots), "blocks": list(blocks), "warm": list(warm)})
         return numbers(answer, len(slots))
 
     def clock(self) -> int:
@@ -95,8 +95,6 @@ class _Work:
         self.opened: dict[str, Any] = {}
         step = COARSE * self.hello.clock_step_ns
         self.plan = plan if plan.by_rules or step <= plan.block_ns else replace(plan, block_ns=int(step))
-        if self.hello.warms_itself:
-            self.plan = replace(self.plan, warm_calls=1)
         self.skipped: list[Skipped] = []
         self.ready: list[Ready] = []
         self.lost = False

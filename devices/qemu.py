@@ -171,7 +171,7 @@ class QemuDevice(Linked):
         try:
             ask(link, {**load_request(staged, "artifact"), "slot": 0, "gaps": []})
             calls = WARM + COUNTED
-            told = ask(link, {"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": False})["ns"]
+            told = ask(link, {"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": [0] * calls})["ns"]
             repeats = tuple(round(value / len(staged.feeds)) for value in told[WARM:])
             ops = self._ops(link, item, staged) if job.ops else None
         finally:

@@ -165,11 +165,11 @@ class Runner:
         return {"outputs": found}
 
     def time(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Nanoseconds a call of each slot in `order`: a block of calls, timed whole, after one that is not timed when `warm`."""
-        clock, warm, blocks, times = time.perf_counter_ns, request.get("warm", True), request["blocks"], []
-        for slot, block in zip(request["order"], blocks, strict=True):
+        """Nanoseconds a call of each slot in `order`: a block of calls, timed whole, after `warm` calls that are not timed."""
+        clock, times = time.perf_counter_ns, []
+        for slot, block, warm in zip(request["order"], request["blocks"], request["warm"], strict=True):
             call = self.slots[slot].call
-            if warm:
+            for _ in range(warm):
                 call()  # refills caches and branch predictors that the model before it took over
             start = clock()
             for _ in range(block):

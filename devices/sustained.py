@@ -44,7 +44,7 @@ def run_long(
             while time.monotonic() - begin < seconds:
                 start, samples = time.monotonic(), list[float]()
                 while time.monotonic() - start < window_s or not samples:
-                    answer = link.ask({"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": False})
+                    answer = link.ask({"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": [0] * calls})
                     samples += numbers(answer, calls)
                     share = min(ANSWER_NS, window_s * 1e9 / 4)
                     calls = max(1, min(10_000, int(share / max(1.0, samples[-1]))))

@@ -144,8 +144,8 @@ class Stand(Protocol):
     def load(self, slots: Sequence[int], gaps: Sequence[Sequence[int]]) -> None:
         """Everything anew, in this order, each after `gaps` bytes of memory that move it about."""
 
-    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
-        """Nanoseconds a call, of a block of calls of each slot in turn; with `warm` each comes after a call that is not timed."""
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: Sequence[int]) -> list[float]:
+        """Nanoseconds a call, of a block of calls of each slot in turn, each after as many calls that are not timed as `warm` says."""
 
     def clock(self) -> int:
         """Nanoseconds that the budget is counted in."""
@@ -169,12 +169,12 @@ class CallStand:
             self.gaps += [bytearray(size) for size in sizes]
             self.calls[slot] = self.makers[slot]()
 
-    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: bool) -> list[float]:
+    def time(self, slots: Sequence[int], blocks: Sequence[int], *, warm: Sequence[int]) -> list[float]:
         """Nanoseconds a call."""
         times = []
-        for slot, block in zip(slots, blocks, strict=True):
+        for slot, block, before in zip(slots, blocks, warm, strict=True):
             call = self.calls[slot]
-            if warm:
+            for _ in range(before):
                 call()  # refills caches and branch predictors that the model before it took over
             start = self.clock()
             for _ in range(block):
@@ -290,19 +290,14 @@ class _Loop:
     def _rounds(self, count: int) -> None:
         """`count` rounds, in each of which every slot is timed once, in random order."""
         orders = [[int(slot) for slot in self.rng.permutation(len(self.timed))] for _ in range(count)]
-        entries: list[tuple[int, int, bool]] = []  # slot, block, whether it counts
-        for slot in (slot for order in orders for slot in order):
-            record = self.timed[slot]
-            if record.warm > 1:  # each entry is warmed by one call, this one and the next
-                entries.append((slot, max(1, record.warm - 2), False))
-            entries.append((slot, record.block, True))
-        times = self.stand.time([slot for slot, _, _ in entries], [block for _, block, _ in entries], warm=True)
+        slots = [slot for order in orders for slot in order]
+        records = [self.timed[slot] for slot in slots]
+        times = self.stand.time(slots, [record.block for record in records], warm=[record.warm for record in records])
         now = self.stand.clock()
         self.tick((now - self.said) / 1e9)
         self.said = now
-        for (slot, _, counts), sample in zip(entries, times, strict=True):
-            if counts:
-                self.timed[slot].samples_ns.append(max(sample, 1e-3))  # a clock too coarse gives no zero: ratios take logs
+        for record, sample in zip(records, times, strict=True):
+            record.samples_ns.append(max(sample, 1e-3))  # a clock too coarse gives no zero: ratios take logs
         self.sittings[-1] += count
 
     def _warm_up(self, slot: int, record: Timed, *, share_ns: float) -> None:
@@ -313,7 +308,7 @@ class _Loop:
         for _ in range(plan.max_windows):
             window: list[float] = []
             while len(window) < plan.window and (len(window) < 2 or self.stand.clock() - begin < share_ns):
-                window += self.stand.time([slot], [1], warm=False)
+                window += self.stand.time([slot], [1], warm=[0])
             record.warmups += len(window)
             median = float(np.median(window))
             if before is not None and abs(median - before) <= plan.steady * before:
@@ -325,7 +320,7 @@ class _Loop:
         if not record.block:
             record.block = _block(plan, median)
             if record.block > 1:  # single short calls look longer than they are
-                median = self.stand.time([slot], [record.block], warm=True)[0]
+                median = self.stand.time([slot], [record.block], warm=[1])[0]
                 record.block = _block(plan, median)
             if median >= plan.long_ns:
                 record.warm = min(plan.warm_calls, max(1, math.ceil(plan.warm_ns / median)))

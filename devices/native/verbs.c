@@ -178,7 +178,7 @@ static bool check(const Json *request, Text *text, Fault *fault) {
 
 typedef struct {
     Slot *slot;
-    int64_t block;
+    int64_t block, warm;
     double ticks;
 } Turn;
 
@@ -188,9 +188,11 @@ static bool why_not(Slot *slot, Fault *fault) {
 }
 
 /* Nothing but calls between the two looks at the clock. */
-static bool take_turns(Turn *turns, size_t count, bool warm, Fault *fault) {
+static bool take_turns(Turn *turns, size_t count, Fault *fault) {
     for (Turn *turn = turns; turn < turns + count; turn++) {
-        bool good = !warm || slot_call(turn->slot);
+        bool good = true;
+        for (int64_t call = 0; good && call < turn->warm; call++)
+            good = slot_call(turn->slot);
         uint64_t start = now();
         for (int64_t call = 0; good && call < turn->block; call++)
             good = slot_call(turn->slot);
@@ -202,22 +204,25 @@ static bool take_turns(Turn *turns, size_t count, bool warm, Fault *fault) {
 }
 
 static bool time_calls(const Json *request, Text *text, Fault *fault) {
-    const Json *order, *blocks, *warm = json_member(request, "warm");
+    const Json *order, *blocks, *warms;
     int64_t number;
-    if (!json_need(request, "order", JSON_ARRAY, &order, fault) || !json_need(request, "blocks", JSON_ARRAY, &blocks, fault))
+    if (!json_need(request, "order", JSON_ARRAY, &order, fault) || !json_need(request, "blocks", JSON_ARRAY, &blocks, fault) ||
+        !json_need(request, "warm", JSON_ARRAY, &warms, fault))
         return false;
-    if (order->count != blocks->count)
-        return fail(fault, "internal", "", "\"order\" and \"blocks\" have different lengths");
+    if (order->count != blocks->count || order->count != warms->count)
+        return fail(fault, "internal", "", "\"order\", \"blocks\" and \"warm\" have different lengths");
     Turn *turns = must_have(order->count * sizeof *turns), *turn = turns;
     bool good = true;
-    for (const Json *slot = order->first, *block = blocks->first; good && slot; slot = slot->next, block = block->next, turn++) {
-        good = json_is_whole(slot, &number) && json_is_whole(block, &turn->block) && turn->block >= 1;
+    const Json *slot = order->first, *block = blocks->first, *warm = warms->first;
+    for (; good && slot; slot = slot->next, block = block->next, warm = warm->next, turn++) {
+        good = json_is_whole(slot, &number) && json_is_whole(block, &turn->block) && turn->block >= 1 &&
+               json_is_whole(warm, &turn->warm) && turn->warm >= 0;
         if (!good)
-            fail(fault, "internal", "", "\"order\" or \"blocks\" holds what is no slot or size");
+            fail(fault, "internal", "", "\"order\", \"blocks\" or \"warm\" holds what is no slot or number of calls");
         else
             good = (turn->slot = slot_numbered(number, fault)) != NULL;
     }
-    good = good && take_turns(turns, order->count, !warm || warm->kind != JSON_BOOL || warm->truth, fault);
+    good = good && take_turns(turns, order->count, fault);
     text_add(text, "\"ns\": [");
     for (turn = turns; good && turn < turns + order->count; turn++)
         text_format(text, turn == turns ? "%.17g" : ", %.17g", turn->ticks);

@@ -185,7 +185,7 @@ def test_placement_is_told():
     assert told["first_ns"] == 21455e3
     assert told["peak_bytes"]["value"] == 118 * 1024**2
     assert asked[0][:3] == ["taskset", "12", "/d/benchmark_model"]
-    assert link.ask({"do": "time", "order": [0, 0], "blocks": [20, 20], "warm": True})["ns"] == [14641.9e3] * 2
+    assert link.ask({"do": "time", "order": [0, 0], "blocks": [20, 20], "warm": [1, 1]})["ns"] == [14641.9e3] * 2
     assert "--warmup_runs=20" in asked[-1]
     link, _ = a_link(read("nnapi_part_2_5.txt"))
     link.ask({"do": "open", "threads": 1, "options": {"delegate": "nnapi"}, "affinity": None})

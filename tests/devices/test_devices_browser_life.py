@@ -95,7 +95,7 @@ def test_a_hidden_page_times_nothing_until_it_is_back(opened, onnx_folder):
     with remote_runner(at.device, at.job, at.item):  # leaves the artifact in slot 0
         link = PageLink(at.device.desk, at.device.shelf, backend="wasm", titles={})
         at.tab.evaluate(HIDE)
-        request = {"do": "time", "order": [0], "blocks": [5], "warm": True}
+        request = {"do": "time", "order": [0], "blocks": [5], "warm": [1]}
         worker = threading.Thread(target=lambda: told.append(link.ask(request, timeout_s=60)))
         worker.start()
         at.tab.wait_for("#note", "in the background")
@@ -187,7 +187,7 @@ def test_a_batch_that_litert_cannot_make_is_checked_in_parts_but_never_timed(ope
         )
         assert loaded["facts"]["hints"]["batch"] == "2 runs in turn"
         with pytest.raises(UserError, match=r"can.t time .* for this many samples at once: it is made for 1×64"):
-            link.ask({"do": "time", "order": [3], "blocks": [1], "warm": True})
+            link.ask({"do": "time", "order": [3], "blocks": [1], "warm": [1]})
 
 
 def test_nobody_opens_the_page():

@@ -189,7 +189,7 @@ def test_a_session_computes_and_tells_what_it_may_run_on(on_a_mac, package, tmp_
     expect = [{"name": "logits", "file": str(tmp_path / "logits.bin"), "shape": [2, 3], "dtype": "float32"}]
     requests = package(
         {"do": "check", "slot": 0, "expect": expect},
-        {"do": "time", "order": [0, 0], "blocks": [3, 3], "warm": True},
+        {"do": "time", "order": [0, 0], "blocks": [3, 3], "warm": [1, 1]},
         units="cpu_and_ne",
     )
     opened, loaded, checked, timed = on_a_mac(*requests)

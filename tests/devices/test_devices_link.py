@@ -182,8 +182,14 @@ def test_the_packed_runner_needs_nothing_of_ours(packed, onnx_folder, closing):
         }
     )
     assert loaded["facts"]["runtime"] == "onnxruntime"
-    assert len(link.ask({"do": "time", "order": [0, 0], "blocks": [1, 5], "warm": True})["ns"]) == 2
-    for request in ({"do": "no"}, {"do": "time", "order": [7], "blocks": [1]}, {}, {"do": "load"}, {"do": "each", "slot": 4}):
+    assert len(link.ask({"do": "time", "order": [0, 0], "blocks": [1, 5], "warm": [1, 1]})["ns"]) == 2
+    for request in (
+        {"do": "no"},
+        {"do": "time", "order": [7], "blocks": [1], "warm": [1]},
+        {},
+        {"do": "load"},
+        {"do": "each", "slot": 4},
+    ):
         with pytest.raises(UserError):
             link.ask(request)
     assert link.ask({"do": "snapshot"})["snapshot"]["load_average"]["value"] is not None  # and it still serves

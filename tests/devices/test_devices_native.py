@@ -59,7 +59,7 @@ def test_it_answers_as_the_python_runner_does(sanitized, net, name, delegate):
         {**OPEN, "options": {"delegate": delegate}},
         loaded.load,
         loaded.check,
-        {"do": "time", "order": [0, 0, 0], "blocks": [1, 2, 3], "warm": True},
+        {"do": "time", "order": [0, 0, 0], "blocks": [1, 2, 3], "warm": [1, 0, 8]},
         {"do": "each", "slot": 0, "repeats": 3},
         {"do": "ops", "slot": 0, "file": loaded.load["file"], "runs": 5},
         {"do": "snapshot"},
@@ -110,7 +110,8 @@ def test_several_inputs_are_run_in_turn(sanitized, net):
     loaded = net("fp32")
     load = {**loaded.load, "feeds": loaded.load["feeds"] * 3}
     answers = asked(
-        sanitized, [OPEN, load, {"do": "each", "slot": 0, "repeats": 5}, {"do": "time", "order": [0], "blocks": [4]}]
+        sanitized,
+        [OPEN, load, {"do": "each", "slot": 0, "repeats": 5}, {"do": "time", "order": [0], "blocks": [4], "warm": [1]}],
     )
     assert len(answers[2]["ns"]) == 3
     assert answers[3]["ns"][0] > 2 * min(answers[2]["ns"])  # one call makes three inferences
@@ -173,8 +174,8 @@ JUNK = [
     ({**OPEN, "options": {"delegate": "gpu"}}, "user"),
     ({**OPEN, "options": {"speed": "high"}}, "user"),
     ({"do": "check", "slot": 3, "expect": []}, "user"),
-    ({"do": "time", "order": [9], "blocks": [1]}, "user"),
-    ({"do": "time", "order": [9], "blocks": []}, "internal"),
+    ({"do": "time", "order": [9], "blocks": [1], "warm": [1]}, "user"),
+    ({"do": "time", "order": [9], "blocks": [], "warm": [1]}, "internal"),
     ({"do": "run", "slot": 9, "feed": {}, "out": {}}, "user"),
 ]
 

@@ -105,7 +105,7 @@ def test_the_count_in_the_clocks_place_costs_an_inference_nothing(nets, tmp_path
                 "-plugin",
                 str(built.plugin),
             ]
-            time = {"do": "time", "order": [0] * 8, "blocks": [1] * 8, "warm": False}
+            time = {"do": "time", "order": [0] * 8, "blocks": [1] * 8, "warm": [0] * 8}
             answers = asked([*argv, str(runner), str(built.library)], [OPEN, loaded.load, time], env=dict(qemu.ENVIRONMENT))
             found.append(answers[-1]["ns"][3:])
     finally:

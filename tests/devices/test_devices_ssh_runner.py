@@ -39,7 +39,7 @@ def test_the_runner_needs_numpy_and_the_runtime_and_nothing_else(onnx_folder, tm
             "feeds": [feed],
             "gaps": [],
         },
-        {"do": "time", "order": [0], "blocks": [2], "warm": True},
+        {"do": "time", "order": [0], "blocks": [2], "warm": [1]},
     ]
     code = (
         f"import runpy, sys; sys.path.append({str(site)!r}); runpy.run_path({str(archive)!r}, run_name='__main__');"

@@ -121,12 +121,12 @@ export class Runner {
     }
   }
 
-  time({ order, blocks, warm = true }) {
+  time({ order, blocks, warm }) {
     return this.inFront(async () => {
       const ns = [];
       for (const [k, slot] of order.entries()) {
         const { calls } = this.slot(slot), block = blocks[k];
-        if (warm) for (const call of calls) await call();
+        for (let n = 0; n < warm[k]; n++) for (const call of calls) await call();
         const start = performance.now();
         if (calls.length === 1) {
           const call = calls[0];
