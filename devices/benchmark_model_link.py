@@ -16,9 +16,10 @@ from typing import Any
 from ..export.manifest import UserError, did_you_mean
 from .benchmark_model import BENCHMARK_MODEL, INSIDE, OPTIONS, ToolRun, arguments, failure, parse
 from .job import CHECK_SLOT
-from .link import ANSWER_S, PROTOCOL, ending
+from .link import ANSWER_S, ending
 from .reading import Machine, Reading, Snapshot
 from .runtime import RejectedError, RuntimeFacts
+from .wire import PROTOCOL
 
 STEP_NS = 500_000.0
 """What is told as the clock's step: it makes a block of 50 ms, below which starting the process would be most of the work."""

@@ -10,24 +10,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from ..export.manifest import UserError
 from .differences import count_differences, latency_differences
 from .intervals import sitting_medians
 from .measurement import Measurement, ProfileResult, is_significant
-from .records import InstructionCount
+from .records import Frozen, InstructionCount
 from .shift import unpaired_ratio
 
 Entry = TypeVar("Entry", Measurement, InstructionCount)
 Kind = Literal["latency", "instructions"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class Change(_Frozen):
+class Change(Frozen):
     """One artifact in both profiles. `ratio` is new / old: above 1 the new one is slower, or takes more instructions.
 
     `old` and `new` are median latencies in ms, or instructions per inference. `low` and `high` are the ratio's 95 % interval,
@@ -59,7 +53,7 @@ class Change(_Frozen):
         return self.significant and self.ratio > 1 + slowdown
 
 
-class Missing(_Frozen):
+class Missing(Frozen):
     """An artifact that one of the profiles has measured and the other, `missing_in`, has not, with the reason that it gives."""
 
     label: str

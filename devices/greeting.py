@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..export.manifest import UserError
-from .link import PROTOCOL, Link, LinkLostError
+from .link import Link, LinkLostError
 from .reading import Machine, Reading, Snapshot
+from .wire import PROTOCOL
 
 
 class RuntimeThere(BaseModel):

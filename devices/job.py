@@ -15,7 +15,7 @@ from .device import Item, Job, JobResult, LinkedDevice
 from .golden import UNCHECKED, Verdict, verdict
 from .greeting import greeted, numbers, reading, snapshot_of
 from .link import Link, LinkLostError
-from .measurement import AAPair, Conditions, Measurement, Reading, Skipped, compare
+from .measurement import AAPair, Conditions, Measurement, Reading, SkipKind, Skipped, compare
 from .reading import Snapshot
 from .records import OpRecord, Sustained
 from .runtime import RejectedError, RuntimeFacts
@@ -26,6 +26,9 @@ from .timing import Outcome, Plan, Timed, measure_on, plan_of
 REPEATS = 7
 """Calls on each input by itself."""
 CHECK_SLOT = 1_000_000
+UNTIMED = "stopped before its first whole round"
+WARMED_C = 10.0
+"""A rise of temperature while measuring that the reader should know of."""
 COARSE = 100
 """A block lasts at least this many steps of the device's clock."""
 
@@ -107,7 +110,7 @@ class _Work:
             for item in self.job.items:
                 self._make_ready(item)
         except KeyboardInterrupt:
-            return self._ended("interrupted", "stopped before its first whole round")
+            return self._ended("interrupted", UNTIMED)
         except LinkLostError as error:
             return self._ended("lost", str(error))
         except RejectedError as error:  # the runtime is there, and is not fit to run
@@ -116,7 +119,8 @@ class _Work:
             return self._ended("missing package", str(error))
         return self._timed() if self.ready else JobResult(skipped=tuple(self.skipped))
 
-    def _ended(self, kind: str, reason: str) -> JobResult:
+    def _ended(self, kind: SkipKind, reason: str) -> JobResult:
+        """An end before anything was timed: an entry for every artifact that has none yet."""
         known = {entry.label for entry in self.skipped}
         for item in self.job.items:
             if item.label not in known:
@@ -129,14 +133,15 @@ class _Work:
         try:
             loaded = self.link.ask({**load_request(staged, item.place), "slot": 0, "gaps": []})
             facts = RuntimeFacts(**loaded["facts"])
-            found = self._checked(item, staged, facts)
+            found = checked(self.link, staged, item.place, reduced=facts.reduced_precision)
+            self.link.ask({"do": "drop"})
         except RejectedError as error:
             if self.job.strict:
                 raise
             self._skip(item, "rejected", str(error))
             return
         if found.ok is False and not self.job.force:
-            self._skip(item, "wrong outputs", found.reason, max_abs_error=found.max_abs_error, sqnr_db=found.sqnr_db)
+            self._skip(item, "wrong outputs", found.reason, found)
             return
         self.ready.append(
             Ready(
@@ -150,25 +155,8 @@ class _Work:
             )
         )
 
-    def _skip(self, item: Item, kind: str, reason: str, **more: float | None) -> None:
-        entry = {"label": item.label, "runtime": self.job.runtime, "device": self.device.name, "kind": kind, "reason": reason}
-        self.skipped.append(Skipped.model_validate({**entry, **more}))
-
-    def _checked(self, item: Item, staged: Staged, facts: RuntimeFacts) -> Verdict:
-        """The golden inputs run there, what came out judged here."""
-        if staged.golden is None:
-            return UNCHECKED
-        place = item.place
-        golden = {**load_request(staged, item.place), "slot": CHECK_SLOT, "gaps": [], "feeds": [at(place, staged.golden)]}
-        self.link.ask(golden)
-        expected = [{**row, "file": f"{place}/{row['file']}"} for row in staged.expected]
-        answer = self.link.ask({"do": "check", "slot": CHECK_SLOT, "expect": expected})
-        rows = answer["outputs"]
-        if rows is None:  # a runner that does not give its outputs says so
-            return Verdict(None, reason=str(answer.get("reason")))
-        shapes = {row["name"]: list(row["shape"]) for row in staged.expected}
-        self.link.ask({"do": "drop"})
-        return verdict(rows, staged.artifact, shapes=shapes, reduced=facts.reduced_precision)
+    def _skip(self, item: Item, kind: SkipKind, reason: str, found: Verdict | None = None) -> None:
+        self.skipped.append(left_out(item, kind, reason, runtime=self.job.runtime, device=self.device.name, found=found))
 
     def _timed(self) -> JobResult:
         """Everything that is ready, timed in the same rounds and compared to the first; then looked into, and run long."""
@@ -186,11 +174,10 @@ class _Work:
                 stand, [entry.item.label for entry in ready], plan=self.plan, tick=meter.advance, lost=LinkLostError
             )
         if outcome.rounds == 0:
-            lost = outcome.stopped_because == "lost"
             return (
                 self._ended("lost", outcome.reason)
-                if lost
-                else self._ended("interrupted", "stopped before its first whole round")
+                if outcome.stopped_because == "lost"
+                else self._ended("interrupted", UNTIMED)
             )
         if outcome.stopped_because != "lost":
             with self._losing(said):
@@ -256,15 +243,19 @@ class _Work:
             return ()
         return tuple(numbers(self.link.ask({"do": "each", "slot": slot, "repeats": REPEATS}), entry.cycle))
 
-    def _ops(self, slot: int, entry: Ready) -> OpRecord:
-        """The operations of one artifact; what the runtime won't tell is said."""
-        file = f"{entry.item.place}/{entry.staged.file}"
-        common: dict[str, Any] = {
+    def _where(self, entry: Ready) -> dict[str, Any]:
+        """What every record of an artifact here begins with."""
+        return {
             "label": entry.item.label,
             "device": self.device.name,
             "runtime": self.job.runtime,
             "emulated": self.hello.machine.emulated,
         }
+
+    def _ops(self, slot: int, entry: Ready) -> OpRecord:
+        """The operations of one artifact; what the runtime won't tell is said."""
+        file = f"{entry.item.place}/{entry.staged.file}"
+        common = self._where(entry)
         try:
             told = self.link.ask({"do": "ops", "slot": slot, "file": file, "runs": self.job.ops})
         except LinkLostError:
@@ -280,12 +271,7 @@ class _Work:
             load_request(entry.staged, entry.item.place),
             seconds=self.job.sustained_s,
             cycle=entry.cycle,
-            told={
-                "label": entry.item.label,
-                "device": self.device.name,
-                "runtime": self.job.runtime,
-                "emulated": self.hello.machine.emulated,
-            },
+            told=self._where(entry),
             progress=self.progress,
         )
 
@@ -367,10 +353,6 @@ class _Work:
         return said
 
 
-WARMED_C = 10.0
-"""A rise of temperature while measuring that the reader should know of."""
-
-
 def open_request(job: Job, cores: tuple[int, ...] | None) -> dict[str, Any]:
     """The request that chooses the job's runtime; `cores` are the device's own CPUs, for a job that names none."""
     affinity = job.affinity or cores
@@ -387,6 +369,30 @@ def load_request(staged: Staged, place: str) -> dict[str, Any]:
     """The request that loads a staged artifact which lies at `place`, less the slot and the gaps."""
     feeds = [at(place, feed) for feed in staged.feeds]
     return {"do": "load", "file": f"{place}/{staged.file}", "feeds": feeds, "inputs": staged.inputs, "outputs": staged.outputs}
+
+
+def checked(link: Link, staged: Staged, place: str, *, reduced: bool) -> Verdict:
+    """The verdict on an artifact that lies at `place`: its golden inputs run there, what came out judged here.
+
+    `reduced`: the runtime computes in half precision. Raises what `Link.ask` does.
+    """
+    if staged.golden is None:
+        return UNCHECKED
+    link.ask({**load_request(staged, place), "slot": CHECK_SLOT, "gaps": [], "feeds": [at(place, staged.golden)]})
+    expected = [{**row, "file": f"{place}/{row['file']}"} for row in staged.expected]
+    answer = link.ask({"do": "check", "slot": CHECK_SLOT, "expect": expected})
+    if answer["outputs"] is None:  # a runner that does not give its outputs says so
+        return Verdict(None, reason=str(answer.get("reason")))
+    shapes = {row["name"]: list(row["shape"]) for row in staged.expected}
+    return verdict(answer["outputs"], staged.artifact, shapes=shapes, reduced=reduced)
+
+
+def left_out(item: Item, kind: SkipKind, reason: str, *, runtime: str, device: str, found: Verdict | None = None) -> Skipped:
+    """The entry of an artifact that was not measured; `found`: the verdict on its outputs, where that is why."""
+    error, sqnr = (found.max_abs_error, found.sqnr_db) if found else (None, None)
+    return Skipped(
+        label=item.label, runtime=runtime, device=device, kind=kind, reason=reason, max_abs_error=error, sqnr_db=sqnr
+    )
 
 
 def _each(samples_ns: Sequence[float], cycle: int) -> tuple[float, ...]:

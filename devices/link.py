@@ -20,9 +20,8 @@ from typing import Any, Protocol
 
 from ..export.manifest import UserError
 from .runtime import RejectedError
+from .wire import MARK
 
-PROTOCOL = 1
-MARK = b"@trimtab "
 LARGEST = 64 << 20
 """Bytes that one answer may have."""
 START_S, ANSWER_S = 60.0, 600.0

@@ -61,19 +61,22 @@ class Linked(ABC):
         return run_job(job, self, progress)
 
 
-def offers_of(told: Mapping[str, RuntimeThere]) -> dict[str, Offer]:
-    """Offers from what a runner tells of the registered runtimes: its packages that are missing, else its version."""
+def offers_of(told: Mapping[str, RuntimeThere], *, here: bool = False) -> dict[str, Offer]:
+    """Offers from what is told of the registered runtimes: the packages that are missing, else the version.
+
+    `here`: it is this machine, so what is missing comes with the command that installs it.
+    """
     found = {}
     for name, facts in told.items():
         if name not in runtimes.names():
             continue
         card = runtimes.entry(name).card
-        gone = ", ".join(facts.missing)
+        gone, install = ", ".join(facts.missing), f": {card.install}" if here else ""
         found[name] = Offer(
             title=card.title,
             formats=card.formats,
             options=card.options,
             version=facts.version or "",
-            missing=f"{card.title} needs {gone}, not installed" if gone else "",
+            missing=f"{card.title} needs {gone}, not installed{install}" if gone else "",
         )
     return found

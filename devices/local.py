@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .device import DeviceCard, DeviceConfig, Offer, devices
+from .greeting import RuntimeThere
 from .link import Link, ProcessLink
-from .linked import Linked
+from .linked import Linked, offers_of
 from .runtime import runtimes
 
 
@@ -34,18 +35,8 @@ class LocalDevice(Linked):
 
     def offers(self) -> Mapping[str, Offer]:
         """All registered runtimes of this system; what is not installed says how to. Nothing need be started for it."""
-        return {
-            entry.name: Offer(
-                title=entry.card.title,
-                formats=entry.card.formats,
-                options=entry.card.options,
-                missing=f"{entry.card.title} needs {', '.join(gone)}, not installed: {entry.card.install}"
-                if (gone := entry.card.missing())
-                else "",
-            )
-            for entry in runtimes
-            if entry.card.at_home
-        }
+        there = {entry.name: RuntimeThere(missing=entry.card.missing()) for entry in runtimes if entry.card.at_home}
+        return offers_of(there, here=True)
 
     def put(self, source: Path, place: str) -> str:
         """The folder itself."""

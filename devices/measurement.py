@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import Field, ValidationError, computed_field, model_validator
 
 from ..export.manifest import UserError, read_json, write_json
 from .intervals import Ratio, median_interval, paired_ratio, relative_precision, sitting_medians
 from .reading import Reading, Snapshot
-from .records import Evaluated, InstructionCount, OpRecord, Sustained
+from .records import Derived, Evaluated, Frozen, InstructionCount, OpRecord, Sustained
 from .timing import Stop
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class Conditions(_Frozen):
+class Conditions(Frozen):
     """Where and how a measurement was taken. `hints`: precision and other settings that the runtime says are in force.
 
     `cpu_quota` is the container's limit in cores. `emulated`: true when another CPU's instructions are interpreted, in which
@@ -52,7 +48,7 @@ class Conditions(_Frozen):
 _DERIVED = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "median_low_ms", "median_high_ms", "median_precision")
 
 
-class Measurement(_Frozen):
+class Measurement(Frozen):
     """One artifact's latency on one runtime: `samples_ns[i]` is the time per call in round i (a mean over `block` calls).
 
     `sittings` lists how many rounds each sitting had, between which everything was loaded anew.
@@ -161,7 +157,7 @@ class Measurement(_Frozen):
         return built
 
 
-class AAPair(_Frozen):
+class AAPair(Derived):
     """The baseline against a second instance of itself in the same rounds: what it shows is no difference, but noise."""
 
     runtime: str
@@ -196,13 +192,8 @@ class AAPair(_Frozen):
             )
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_derived(cls, data: Any) -> Any:
-        return {k: v for k, v in data.items() if k not in ("deviation", "noise_floor")} if isinstance(data, dict) else data
 
-
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """`speedup` of b over a: the median of a's time / b's time, above 1 when b is faster, with a 95 % interval over sittings.
 
     It is the median over sittings of the median over their rounds.
@@ -247,19 +238,22 @@ def is_significant(ratio: Ratio, noise_floor: float | None) -> bool:
     return not ratio.low <= 1 <= ratio.high and abs(math.log(ratio.value)) > math.log1p(noise_floor)
 
 
-class Skipped(_Frozen):
+SkipKind = Literal["no runtime", "missing package", "rejected", "wrong outputs", "dims", "interrupted", "lost", "device"]
+
+
+class Skipped(Frozen):
     """An artifact that was not timed on a runtime, and why."""
 
     label: str
     runtime: str | None
     device: str | None = None
-    kind: Literal["no runtime", "missing package", "rejected", "wrong outputs", "dims", "interrupted", "lost", "device"]
+    kind: SkipKind
     reason: str
     max_abs_error: float | None = None
     sqnr_db: float | None = None
 
 
-class ProfileResult(_Frozen):
+class ProfileResult(Frozen):
     """Everything one profile run found, readable back from its JSON. `devices` in the order that they were asked for.
 
     Version 1 had one `device` and latencies alone; it is read as version 2.

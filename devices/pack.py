@@ -10,7 +10,7 @@ DOORS = ("trimtab/__init__.py", "trimtab/models/__init__.py", "trimtab/export/__
 MODULES: dict[str, tuple[str, ...]] = {
     "trimtab.models": ("errors", "registry"),
     "trimtab.export": ("light", "noise", "ncnn_files", "openvino_core", "barred"),
-    "trimtab.devices": ("reading", "conditions", "memory", "runtime", "runner", "ops"),
+    "trimtab.devices": ("reading", "conditions", "memory", "runtime", "runner", "ops", "wire"),
 }
 PREFIXES = ("runtimes_", "ops_")
 START = '''"""Starts the runner, after a look at what runs it: older Pythons could not even read it."""

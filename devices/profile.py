@@ -17,7 +17,7 @@ from .device import Device, Item, Job, JobResult, Offer
 from .held import held
 from .known import open_device
 from .linked import Linked
-from .measurement import ProfileResult, Skipped
+from .measurement import ProfileResult, SkipKind, Skipped
 from .records import Evaluated
 from .remote import Run, remote_runner
 from .runtime import completed, why_none
@@ -393,9 +393,8 @@ def _groups(
     """Runtime → its artifacts, in the order given; what can't be measured goes to `skipped` with its reason."""
     groups: dict[str, list[_Loaded]] = {}
 
-    def skip(entry: _Loaded, kind: str, reason: str, runtime: str | None = None) -> None:
-        told = {"label": entry.label, "runtime": runtime, "device": device, "kind": kind, "reason": reason}
-        skipped.append(Skipped.model_validate(told))
+    def skip(entry: _Loaded, kind: SkipKind, reason: str, runtime: str | None = None) -> None:
+        skipped.append(Skipped(label=entry.label, runtime=runtime, device=device, kind=kind, reason=reason))
 
     for entry in loaded:
         format_name = entry.artifact.format

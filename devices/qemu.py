@@ -17,20 +17,19 @@ from pydantic import field_validator
 
 from ..export.manifest import Progress, UserError, did_you_mean
 from .device import DeviceCard, DeviceConfig, Item, Job, JobResult, Offer, devices
-from .golden import UNCHECKED, Verdict, verdict
-from .job import load_request
+from .golden import UNCHECKED, Verdict
+from .job import checked, left_out, load_request, open_request
 from .link import Link, LinkLostError, ProcessLink
 from .linked import Linked
-from .measurement import Skipped
+from .measurement import SkipKind, Skipped
 from .native_build import ARM_LIBRARIES, Counting, counting, set_up
 from .qemu_emulator import CORES, EMULATOR, find_emulator, in_words
 from .records import InstructionCount, OpRecord, OpTime
 from .runtime import RejectedError
-from .staging import Staged, at, read_staged
+from .staging import Staged, read_staged
 
 WARM, COUNTED = 3, 5
 """Inferences before those that are counted, and those."""
-ASK_S = 600.0
 RUNTIME = "litert"
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """All that the program sees. With glibc's usual 7 free blocks a size at hand, what an allocation costs goes round in cycles of inferences."""
@@ -164,14 +163,14 @@ class QemuDevice(Linked):
         staged, place = read_staged(Path(item.folder)), Path(item.place).parent
         found = self._checked(staged, place, job)
         if found.ok is False and not job.force:
-            return self._skipped(item, "wrong outputs", found.reason, max_abs_error=found.max_abs_error, sqnr_db=found.sqnr_db)
+            return self._skipped(item, "wrong outputs", found.reason, found)
         if found.reason:
             said.append(f"{item.label} on {self.name}: {found.reason}")
         link = self._opened(place, job)
         try:
-            ask(link, {**load_request(staged, "artifact"), "slot": 0, "gaps": []})
+            link.ask({**load_request(staged, "artifact"), "slot": 0, "gaps": []})
             calls = WARM + COUNTED
-            told = ask(link, {"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": [0] * calls})["ns"]
+            told = link.ask({"do": "time", "order": [0] * calls, "blocks": [1] * calls, "warm": [0] * calls})["ns"]
             repeats = tuple(round(value / len(staged.feeds)) for value in told[WARM:])
             ops = self._ops(link, item, staged) if job.ops else None
         finally:
@@ -181,26 +180,21 @@ class QemuDevice(Linked):
     def _opened(self, place: Path, job: Job) -> Link:
         link = self._runner(place)
         try:
-            ask(link, {"do": "open", "runtime": job.runtime, "threads": 1, "options": job.options, "affinity": None})
+            link.ask({**open_request(job, None), "affinity": None})
         except BaseException:
             link.close()
             raise
         return link
 
     def _checked(self, staged: Staged, place: Path, job: Job) -> Verdict:
-        """The golden inputs run on the emulated core, what came out judged here."""
+        """The verdict on the golden inputs, run on the emulated core in a process of their own."""
         if staged.golden is None:
             return UNCHECKED
         link = self._opened(place, job)
         try:
-            ask(link, {**load_request(staged, "artifact"), "slot": 0, "gaps": [], "feeds": [at("artifact", staged.golden)]})
-            expected = [{**row, "file": f"artifact/{row['file']}"} for row in staged.expected]
-            rows = ask(link, {"do": "check", "slot": 0, "expect": expected})["outputs"]
+            return checked(link, staged, "artifact", reduced=False)
         finally:
             link.close()
-        return verdict(
-            rows, staged.artifact, shapes={row["name"]: list(row["shape"]) for row in staged.expected}, reduced=False
-        )
 
     def _count(self, item: Item, staged: Staged, found: Verdict, repeats: tuple[int, ...]) -> InstructionCount:
         assert self._built  # noqa: S101
@@ -225,7 +219,7 @@ class QemuDevice(Linked):
 
     def _ops(self, link: Link, item: Item, staged: Staged) -> OpRecord:
         """Instructions operation by operation: LiteRT's own profiler, whose clock is the count."""
-        told = ask(link, {"do": "ops", "slot": 0, "file": f"artifact/{staged.file}", "runs": 1})
+        told = link.ask({"do": "ops", "slot": 0, "file": f"artifact/{staged.file}", "runs": 1})
         return OpRecord(
             label=item.label,
             device=self.name,
@@ -239,9 +233,8 @@ class QemuDevice(Linked):
             ops=tuple(OpTime(**op) for op in told["ops"]),
         )
 
-    def _skipped(self, item: Item, kind: str, reason: str, **more: float | None) -> Skipped:
-        entry: dict[str, Any] = {"label": item.label, "runtime": RUNTIME, "device": self.name, "kind": kind, "reason": reason}
-        return Skipped.model_validate({**entry, **more})
+    def _skipped(self, item: Item, kind: SkipKind, reason: str, found: Verdict | None = None) -> Skipped:
+        return left_out(item, kind, reason, runtime=RUNTIME, device=self.name, found=found)
 
     def collect(self, place: str, target: Path) -> Path:
         """A copy: the emulated program sees this machine's files."""
@@ -252,8 +245,3 @@ class QemuDevice(Linked):
         """Removes the work folder."""
         if self._work:
             self._work.cleanup()
-
-
-def ask(link: Link, request: dict[str, Any]) -> dict[str, Any]:
-    """The answer. Raises what `Link.ask` does."""
-    return link.ask(request, timeout_s=ASK_S)

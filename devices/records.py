@@ -9,11 +9,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A record of results: it never changes, and a file with fields that it does not have is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
-class OpTime(_Frozen):
+class Derived(Frozen):
+    """A record with figures that follow from the others: they are written for readers, and computed again when it is read."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_derived(cls, data: object) -> object:
+        return {k: v for k, v in data.items() if k not in cls.model_computed_fields} if isinstance(data, dict) else data
+
+
+class OpTime(Frozen):
     """One operation of the running program: ns per inference, or instructions where they are counted, and where it ran."""
 
     name: str
@@ -22,7 +33,7 @@ class OpTime(_Frozen):
     where: str
 
 
-class OpRecord(_Frozen):
+class OpRecord(Frozen):
     """Where one artifact's time goes, in the order that operations run in; `reason` says why nothing is known.
 
     Profiling costs time, so the sum is more than a plain inference takes: shares are what to read. `unit` is "ns" on a device,
@@ -62,7 +73,7 @@ class OpRecord(_Frozen):
         }
 
 
-class SustainedPoint(_Frozen):
+class SustainedPoint(Frozen):
     """One window of a long run: when it ended, its median latency, and what the device told then."""
 
     t_s: float
@@ -76,7 +87,7 @@ THROTTLED = 1.05
 """The last fifth of the windows must be slower than the first by more than this to be called throttled."""
 
 
-class Sustained(_Frozen):
+class Sustained(Derived):
     """Latency of one artifact run without a pause. `partial`: it ended before the time that was asked for."""
 
     label: str
@@ -109,13 +120,8 @@ class Sustained(_Frozen):
             return None
         return slower > THROTTLED and min(self._fifth("last")) > max(self._fifth("first"))
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_derived(cls, data: object) -> object:
-        return {k: v for k, v in data.items() if k not in ("slowdown", "throttled")} if isinstance(data, dict) else data
 
-
-class Evaluated(_Frozen):
+class Evaluated(Frozen):
     """The task's metrics through the runtime on the device, over `samples` real samples."""
 
     label: str
@@ -128,7 +134,7 @@ class Evaluated(_Frozen):
     seconds: float
 
 
-class InstructionCount(_Frozen):
+class InstructionCount(Derived):
     """Instructions that one inference takes on an emulated core: exact, and no time. `repeats`: the same, counted again and again."""
 
     label: str
@@ -160,17 +166,7 @@ class InstructionCount(_Frozen):
         """Whether every counted inference took the same number."""
         return len(set(self.repeats)) == 1
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_derived(cls, data: object) -> object:
-        return {k: v for k, v in data.items() if k not in ("instructions", "stable")} if isinstance(data, dict) else data
-
 
 def over_budget(counts: Sequence[InstructionCount], limit: int) -> list[InstructionCount]:
     """The counts above `limit` instructions."""
     return [count for count in counts if count.instructions > limit]
-
-
-def windows_of(samples: Sequence[float]) -> float:
-    """The median in ms of one window's ns."""
-    return float(np.median(samples)) / 1e6

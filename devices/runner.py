@@ -26,9 +26,7 @@ from ..export.light import UserError
 from . import conditions
 from .memory import peak_memory
 from .runtime import RejectedError, RuntimeFacts, Session, require, runtimes
-
-PROTOCOL = 1
-MARK = b"@trimtab "
+from .wire import MARK, PROTOCOL
 
 
 @dataclass(frozen=True)
