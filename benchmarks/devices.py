@@ -13,11 +13,9 @@ The tables of docs/devices.md are made of these files by benchmarks/tables.py.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ import devices_detection
 import devices_examples
 import devices_ops
 import devices_setup
+from host import host
 
-from trimtab import __version__
 from trimtab.devices import conditions
 from trimtab.export.manifest import write_json
 
@@ -58,16 +56,8 @@ def main() -> None:
             "command": f"python benchmarks/devices.py {' '.join(sys.argv[1:])}".strip(),
             "seed": given.seed,
             "conditions": {
-                "cpu": conditions.cpu_model().value,
-                "cores": conditions.usable_cores(),
-                "virtualised": conditions.virtualised().value,
-                "os": platform.system(),
+                **host(VERSIONS),
                 "load_average": [load, conditions.load_average().value],
-                "versions": {
-                    "trimtab": __version__,
-                    "python": platform.python_version(),
-                    **{package: metadata.version(package) for package in VERSIONS},
-                },
             },
             "seconds": round(time.monotonic() - begin, 1),
             **found,

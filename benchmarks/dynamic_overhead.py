@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from host import host
 from torch import nn
 
-from trimtab import __version__
 from trimtab.devices import conditions
 from trimtab.devices.intervals import paired_ratio
 from trimtab.devices.runtime import require, runtimes
@@ -210,16 +208,8 @@ def overhead(*, quick: bool = False, seed: int = 0, out: Path = RESULT) -> None:
     record = {
         "command": "python benchmarks/dynamic_overhead.py" + (" --quick" if quick else "") + f" --seed {seed}",
         "about": f"chains of {LAYERS} convolutions with batch norm and ReLU, batch 1, 1 thread; per layer",
-        "cpu": conditions.cpu_model().value,
-        "cores": conditions.usable_cores(),
-        "virtualised": conditions.virtualised().value,
-        "os": platform.system(),
+        **host(packages),
         "load_average": [load, conditions.load_average().value],
-        "versions": {
-            "trimtab": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
         "seconds": round(time.monotonic() - start, 1),
         "cells": cells,
     }

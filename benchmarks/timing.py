@@ -12,22 +12,20 @@ order, no warm calls, as many rounds, and the sign test over the rounds as its v
 from __future__ import annotations
 
 import argparse
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from host import host
 from onnx import TensorProto, helper, numpy_helper
 
-from trimtab import __version__
 from trimtab.devices import conditions
 from trimtab.devices.intervals import paired_ratio
 from trimtab.devices.measurement import is_significant
@@ -199,15 +197,7 @@ def main() -> None:
         f"--runtime {given.runtime} --seed {given.seed} --trials {given.trials} --budget-s {given.budget_s:g}",
         "runtime": given.runtime,
         "seed": given.seed,
-        "cpu": conditions.cpu_model().value,
-        "cores": conditions.usable_cores(),
-        "virtualised": conditions.virtualised().value,
-        "os": platform.system(),
-        "versions": {
-            "trimtab": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "scipy", "onnx", "onnxruntime", "openvino")},
-        },
+        **host(("numpy", "scipy", "onnx", "onnxruntime", "openvino")),
         "planted": {"inferences": INFERENCES, "slow_inferences": INFERENCES + 1},
         "seconds": round(time.monotonic() - start, 1),
         "cells": cells,

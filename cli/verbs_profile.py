@@ -9,80 +9,57 @@ import typer
 
 from .console import ConsoleProgress, output
 from .options import Force, Selection, listed, selects
+from .profile_options import (
+    OPS,
+    Batch,
+    BudgetInstructions,
+    BudgetS,
+    CoolDown,
+    Cpus,
+    Csv,
+    Dims,
+    Evaluate,
+    Https,
+    Lan,
+    On,
+    Ops,
+    Page,
+    Preset,
+    Runtimes,
+    RuntimeSettings,
+    SamplesOut,
+    SustainedMin,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from .devices.measurement import ProfileResult
     from .devices.profile import Evaluation
-
-OPS = 50
 
 
 @selects
 def profile(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders; the first of each runtime is the baseline.")],
     selection: Selection,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            help="Devices, comma-separated: local, browser, adb, ssh:user@host, qemu:cortex-a76, or names given by `trimtab devices add`.",
-        ),
-    ] = "local",
-    runtimes: Annotated[
-        str | None, typer.Option("--runtime", help="Runtimes, comma-separated. Default: all that fit and are installed.")
-    ] = None,
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", help="Option of a runtime as RUNTIME.NAME=VALUE (repeatable): openvino.precision=bf16."),
-    ] = [],
-    threads: Annotated[int, typer.Option("--threads", help="Threads per inference.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size of artifacts with a dynamic batch.")] = 1,
-    dims: Annotated[list[str], typer.Option("--dim", help="Size of another symbolic dimension: H=224 (repeatable).")] = [],
-    budget_s: Annotated[
-        float | None, typer.Option("--budget", help="Seconds for all measurements. Default: the preset's.")
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            help="How long and how exactly to measure: quick, standard, thorough, or mlperf (at least 1024 queries and 60 s each).",
-        ),
-    ] = "standard",
-    affinity: Annotated[
-        str | None, typer.Option("--cpu", help="Pin to these CPUs: 0 or 0,1. Default: the device's own.")
-    ] = None,
-    ops: Annotated[
-        int, typer.Option("--ops", min=0, help="Inferences to profile operation by operation afterwards; 0: none.")
-    ] = OPS,
-    sustained_min: Annotated[
-        float,
-        typer.Option("--sustained", min=0, help="Minutes to run every artifact without a pause: does the device throttle?"),
-    ] = 0,
-    cool_down_s: Annotated[
-        float | None,
-        typer.Option(
-            "--cool-down", min=0, help="Seconds to wait at most until the device is as cool as at the begin. Default: 60."
-        ),
-    ] = None,
-    evaluate: Annotated[
-        int | None,
-        typer.Option("--evaluate", min=1, help="Run this many test samples of --data on the device, for the metric there."),
-    ] = None,
-    budget_instructions: Annotated[
-        int | None,
-        typer.Option(
-            "--budget-instructions", min=1, help="Instructions that an artifact may take on an emulated core; else exit code 1."
-        ),
-    ] = None,
-    lan: Annotated[
-        bool, typer.Option("--lan", help="Browser: let devices on this network in, by the token in the QR code.")
-    ] = False,
-    https: Annotated[bool, typer.Option("--https", help="Browser: serve https with a certificate of your own making.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write the raw samples and conditions to this JSON file.")
-    ] = None,
-    page: Annotated[Path | None, typer.Option("--report", help="Write a report to this HTML file.")] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the figures to this CSV file, operations beside it.")] = None,
+    on: On = "local",
+    runtimes: Runtimes = None,
+    settings: RuntimeSettings = [],
+    threads: Threads = 1,
+    batch: Batch = 1,
+    dims: Dims = [],
+    budget_s: BudgetS = None,
+    preset: Preset = "standard",
+    affinity: Cpus = None,
+    ops: Ops = OPS,
+    sustained_min: SustainedMin = 0,
+    cool_down_s: CoolDown = None,
+    evaluate: Evaluate = None,
+    budget_instructions: BudgetInstructions = None,
+    lan: Lan = False,
+    https: Https = False,
+    out: SamplesOut = None,
+    page: Page = None,
+    csv: Csv = None,
     force: Force = False,
 ) -> int:
     """Measured latency, with an A/A noise floor, randomised order and the conditions it was measured under."""
@@ -92,7 +69,7 @@ def profile(
     from .models import files
     from .models.errors import UserError
 
-    for path in (out, page, csv):
+    for path in (out, page, csv, csv and ops_csv(csv)):
         if path:
             files.refuse_overwrite(path, force=force)
     if affinity and not all(cpu.isdigit() for cpu in listed(affinity)):
@@ -142,11 +119,16 @@ def deliver(result: ProfileResult, *, out: Path | None, page: Path | None, csv: 
         from .profile_export import write_csv, write_ops_csv
 
         write_csv(result, csv)
-        output.say(f"figures: {csv}, operations: {write_ops_csv(result, csv.with_name(csv.stem + '-ops.csv'))}")
+        output.say(f"figures: {csv}, operations: {write_ops_csv(result, ops_csv(csv))}")
     if page:
         from .profile_page import write_profile_page
 
         output.say(f"report: {write_profile_page([result], page).resolve()}")
+
+
+def ops_csv(csv: Path) -> Path:
+    """Where the operations go, beside the figures in `csv`."""
+    return csv.with_name(f"{csv.stem}-ops.csv")
 
 
 def runtime_options(settings: list[str]) -> dict[str, dict[str, str]]:

@@ -49,6 +49,9 @@ def test_a_profile_with_everything(cli, exported, tmp_path):
     page = (tmp_path / "p.html").read_text()
     for word in ("onnxruntime", "litert", "Conv"):
         assert word in page
+    (tmp_path / "p.csv").unlink()
+    code, _, err = cli("profile", exported / "onnx-fp32", "--csv", "p.csv")
+    assert (code, "p-ops.csv" in err) == (2, True)  # what lies beside it is not written over either
     assert "over 40 samples of digits" in out
     assert "operations" in out
     code, out, err = cli("report", "p.json", "-o", "again.html")

@@ -203,3 +203,14 @@ def rewrite():
         return folder
 
     return again
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for all tests of a file; skips where it or the engines can't be had."""
+    from browser_kit import Browser, need_chromium, need_engine_files
+
+    need_engine_files()
+    running = Browser(need_chromium())
+    yield running
+    running.close()

@@ -7,21 +7,13 @@ import threading
 from functools import partial
 
 import pytest
-from browser_kit import Browser, Opener, need_chromium, need_engine_files
+from browser_kit import Opener
 
 from trimtab.devices.browser import address, engines
 from trimtab.devices.profile import profile
 from trimtab.export.manifest import UserError
 
 BOTH = ("onnxruntime-web", "litert-web")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    need_engine_files()
-    running = Browser(need_chromium())
-    yield running
-    running.close()
 
 
 @pytest.fixture

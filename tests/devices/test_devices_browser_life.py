@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_kit import Browser, need_chromium, need_engine_files, open_device
+from browser_kit import open_device
 
 from trimtab.devices.browser.device import BrowserConfig, BrowserDevice
 from trimtab.devices.browser.link import PageLink
@@ -17,14 +17,6 @@ from trimtab.devices.remote import remote_runner
 from trimtab.devices.staging import at as files_at
 from trimtab.devices.staging import read_staged
 from trimtab.export.manifest import GOLDEN, UserError
-
-
-@pytest.fixture(scope="module")
-def browser():
-    need_engine_files()
-    running = Browser(need_chromium())
-    yield running
-    running.close()
 
 
 @pytest.fixture
