@@ -39,8 +39,7 @@ class Evaluation:
     score: Score
 
 
-OPS = 50
-"""Inferences that operations are profiled over."""
+TOO_LATE = "stopped before this runtime's turn"
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Wishes:
     `settings` override devices.toml for all devices of a kind ({"browser": {"lan": True}}).
     """
 
+    devices: tuple[str, ...]
     runtimes: tuple[str, ...] | None = None
     threads: int = 1
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -71,6 +71,11 @@ class Wishes:
     cool_down_s: float | None = None
     evaluation: Evaluation | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> bool:
+        """Whether one device was asked for: what it can't do is an error then, and not an entry."""
+        return len(self.devices) == 1
 
 
 def profile(
@@ -93,10 +98,14 @@ def profile(
     A KeyboardInterrupt ends it with what was measured, marked partial; so does a device that is lost. Of several devices one that
     can't be reached is an entry in `skipped`. Raises UserError for every mistake in what was asked.
     """
+    names = (on,) if isinstance(on, str) else tuple(dict.fromkeys(on))
     asked = Wishes(
-        runtimes=None if runtimes is None else tuple(dict.fromkeys(runtimes)), dims=dims or {}, options=options or {}, **wishes
+        devices=names,
+        runtimes=None if runtimes is None else tuple(dict.fromkeys(runtimes)),
+        dims=dims or {},
+        options=options or {},
+        **wishes,
     )
-    names = [on] if isinstance(on, str) else list(dict.fromkeys(on))
     opened = [open_device(name, asked.settings) for name in names]
     plan = plan_of(asked.preset, budget_s=asked.budget_s, seed=asked.seed)
     loaded = _load(folders, force=asked.force)
@@ -106,13 +115,13 @@ def profile(
             hint="leave it out to use all that fit, or name " + ", ".join(registered.names()),
         )
     wanted = _dims(loaded, asked.dims)
-    found = _Found()
+    found, say = _Found(), say or logging.getLogger("trimtab").info
     for device in opened:
         if found.stopped:
-            found.skipped += [_late(entry.label, None, device.name) for entry in loaded]
+            found.leave_out(loaded, "interrupted", TOO_LATE, device=device.name)
             continue
         try:
-            with held(device.holds, say=say or logging.getLogger("trimtab").info):
+            with held(device.holds, say=say):
                 _on_device(
                     device,
                     loaded,
@@ -120,20 +129,16 @@ def profile(
                     asked,
                     found,
                     budget_s=plan.budget_s / (len(opened) if asked.budget_s is not None else 1),
-                    alone=len(opened) == 1,
                     progress=progress or LogProgress(),
-                    say=say or logging.getLogger("trimtab").info,
+                    say=say,
                 )
         except UserError as error:
-            if len(opened) == 1:
+            if asked.alone:
                 raise
-            found.skipped += [
-                Skipped(label=entry.label, runtime=None, device=device.name, kind="device", reason=_said(error))
-                for entry in loaded
-            ]
+            found.leave_out(loaded, "device", _said(error), device=device.name)
     if asked.runtimes:
         _check_somewhere(asked, found)
-    return _result(found, devices=names, asked=asked, budget_s=plan.budget_s if asked.budget_s is not None else found.budget_s)
+    return _result(found, asked=asked, budget_s=plan.budget_s if asked.budget_s is not None else found.budget_s)
 
 
 @dataclass
@@ -148,6 +153,14 @@ class _Found:
     used: set[str] = field(default_factory=set)
     unusable: dict[str, UserError] = field(default_factory=dict)
 
+    def leave_out(
+        self, entries: Sequence[_Loaded], kind: SkipKind, reason: str, *, device: str, runtime: str | None = None
+    ) -> None:
+        """An entry for each artifact that was not measured there."""
+        self.skipped += [
+            Skipped(label=entry.label, runtime=runtime, device=device, kind=kind, reason=reason) for entry in entries
+        ]
+
 
 def _on_device(
     device: Device,
@@ -157,7 +170,6 @@ def _on_device(
     found: _Found,
     *,
     budget_s: float,
-    alone: bool,
     progress: Progress,
     say: Say,
 ) -> None:
@@ -165,54 +177,63 @@ def _on_device(
     try:
         device.prepare(say)
         offers = device.offers()
-        chosen = _check_runtimes(asked, offers, found, device=device.name, alone=alone)
-        groups = _groups(loaded, chosen, wanted, found.skipped, offers=offers, device=device.name)
+        chosen = _check_runtimes(asked, offers, found, device=device.name)
+        groups = _groups(loaded, chosen, wanted, found, offers=offers, device=device.name)
         share = budget_s / len(groups) if asked.budget_s is not None and groups else budget_s
         found.budget_s += share * max(1, len(groups))
         with tempfile.TemporaryDirectory(prefix="trimtab-job-") as work:
             items = _put(device, loaded, wanted, groups, asked, Path(work))
-            cool_c: float | None = None
-            for name, members in groups.items():
-                if found.stopped:
-                    found.skipped += [_late(entry.label, name, device.name) for entry in members]
-                    continue
-                job = Job(
-                    runtime=name,
-                    items=tuple(items[entry.label] for entry in members),
-                    threads=asked.threads,
-                    budget_s=share,
-                    preset=asked.preset,
-                    seed=asked.seed,
-                    affinity=asked.affinity,
-                    options=dict(asked.options.get(name, {})),
-                    force=asked.force,
-                    strict=asked.runtimes is not None and alone,
-                    ops=asked.ops,
-                    sustained_s=asked.sustained_s,
-                    cool_down_s=asked.cool_down_s,
-                    cool_to_c=cool_c,
-                    first=name == next(iter(groups)),
-                )
-                result = device.run(job, progress)
-                found.results.append(result)
-                if asked.evaluation and not result.interrupted:
-                    found.results.append(_evaluated(device, job, result, members, asked.evaluation, progress))
-                found.stopped = result.interrupted and not result.lost
-                found.partial |= result.interrupted
-                if cool_c is None and result.measurements:
-                    began = result.measurements[0].conditions.before.temperature_c.value
-                    cool_c = began if isinstance(began, float) else None
-                if result.lost:
-                    reason = "the device was lost before this runtime's turn"
-                    rest = list(groups)[list(groups).index(name) + 1 :]
-                    found.skipped += [
-                        Skipped(label=entry.label, runtime=late, device=device.name, kind="lost", reason=reason)
-                        for late in rest
-                        for entry in groups[late]
-                    ]
-                    break
+            _run_all(device, groups, items, asked, found, share_s=share, progress=progress)
     finally:
         device.close()
+
+
+def _run_all(
+    device: Device,
+    groups: Mapping[str, list[_Loaded]],
+    items: Mapping[str, Item],
+    asked: Wishes,
+    found: _Found,
+    *,
+    share_s: float,
+    progress: Progress,
+) -> None:
+    """A job for every runtime, its results added to `found`; once one was cut short, entries for what was not reached."""
+    cool_c: float | None = None
+    late: tuple[SkipKind, str] | None = None
+    for index, (name, members) in enumerate(groups.items()):
+        if late:
+            found.leave_out(members, *late, device=device.name, runtime=name)
+            continue
+        job = Job(
+            runtime=name,
+            items=tuple(items[entry.label] for entry in members),
+            threads=asked.threads,
+            budget_s=share_s,
+            preset=asked.preset,
+            seed=asked.seed,
+            affinity=asked.affinity,
+            options=dict(asked.options.get(name, {})),
+            force=asked.force,
+            strict=asked.runtimes is not None and asked.alone,
+            ops=asked.ops,
+            sustained_s=asked.sustained_s,
+            cool_down_s=asked.cool_down_s,
+            cool_to_c=cool_c,
+            first=index == 0,
+        )
+        result = device.run(job, progress)
+        found.results.append(result)
+        if asked.evaluation and not result.interrupted:
+            found.results.append(_evaluated(device, job, result, members, asked.evaluation, progress))
+        if result.lost:
+            late = "lost", "the device was lost before this runtime's turn"
+        elif result.interrupted:
+            late, found.stopped = ("interrupted", TOO_LATE), True
+        found.partial |= result.interrupted
+        if cool_c is None and result.measurements:
+            began = result.measurements[0].conditions.before.temperature_c.value
+            cool_c = began if isinstance(began, float) else None
 
 
 def _evaluated(
@@ -271,13 +292,13 @@ def _put(
     return items
 
 
-def _result(found: _Found, *, devices: Sequence[str], asked: Wishes, budget_s: float) -> ProfileResult:
+def _result(found: _Found, *, asked: Wishes, budget_s: float) -> ProfileResult:
     results = found.results
     kinds = ("measurements", "comparisons", "aa", "ops", "sustained", "evaluated", "counts", "warnings")
     joined: dict[str, Any] = {kind: [entry for result in results for entry in getattr(result, kind)] for kind in kinds}
     return ProfileResult(
         trimtab=__version__,
-        devices=tuple(devices),
+        devices=asked.devices,
         preset=asked.preset,
         seed=asked.seed,
         budget_s=budget_s,
@@ -285,10 +306,6 @@ def _result(found: _Found, *, devices: Sequence[str], asked: Wishes, budget_s: f
         partial=found.partial or found.stopped,
         **joined,
     )
-
-
-def _late(label: str, runtime: str | None, device: str) -> Skipped:
-    return Skipped(label=label, runtime=runtime, device=device, kind="interrupted", reason="stopped before this runtime's turn")
 
 
 def _said(error: UserError) -> str:
@@ -321,8 +338,8 @@ def _load(folders: Sequence[Path], *, force: bool) -> list[_Loaded]:
     return [_Loaded(*entry) for entry in zip(homes, artifacts, labels, strict=True)]
 
 
-def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *, device: str, alone: bool) -> list[str] | None:
-    """The runtimes asked for that the device has, None for all. Raises UserError for an option or, when `alone`, a runtime it lacks."""
+def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *, device: str) -> list[str] | None:
+    """The runtimes asked for that the device has, None for all. Raises UserError for an option or, of the only device, a runtime it lacks."""
     for name, settings in asked.options.items():
         if name in offers:
             completed(offers[name].title, offers[name].options, settings)
@@ -332,7 +349,7 @@ def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *
     for name in asked.runtimes:
         error = None
         if name not in offers:
-            here = "" if alone and device == "local" else f" on {device}"
+            here = "" if asked.alone and device == "local" else f" on {device}"
             if name in registered.names() and not registered.entry(name).card.at_home:
                 error = UserError(
                     f"{name}{here or ' here'}: {' '.join(registered.entry(name).card.missing())} is needed",
@@ -343,7 +360,7 @@ def _check_runtimes(asked: Wishes, offers: Mapping[str, Offer], found: _Found, *
         elif offers[name].missing:
             what, _, install = offers[name].missing.rpartition(": ")
             error = UserError(what or offers[name].missing, hint=install)
-        if error and alone:
+        if error and asked.alone:
             raise error
         if error:
             found.unusable[name] = error
@@ -385,16 +402,16 @@ def _groups(
     loaded: Sequence[_Loaded],
     chosen: list[str] | None,
     dims: Mapping[str, dict[str, int] | None],
-    skipped: list[Skipped],
+    found: _Found,
     *,
     offers: Mapping[str, Offer],
     device: str,
 ) -> dict[str, list[_Loaded]]:
-    """Runtime → its artifacts, in the order given; what can't be measured goes to `skipped` with its reason."""
+    """Runtime → its artifacts, in the order given; what can't be measured is left out with its reason."""
     groups: dict[str, list[_Loaded]] = {}
 
     def skip(entry: _Loaded, kind: SkipKind, reason: str, runtime: str | None = None) -> None:
-        skipped.append(Skipped(label=entry.label, runtime=runtime, device=device, kind=kind, reason=reason))
+        found.leave_out([entry], kind, reason, device=device, runtime=runtime)
 
     for entry in loaded:
         format_name = entry.artifact.format
