@@ -160,12 +160,15 @@ def is_sound(profile, runs=5):
 
 @pytest.mark.parametrize("runtime", FORMATS)
 def test_the_layer_with_nearly_all_the_work_costs_the_most(runtime, made):
-    found = made(runtime).profile(runtime)
-    is_sound(found)
-    convolutions = [op for op in found.ops if CONVOLUTION in op.kind.lower()]
+    """Of three profiles the least of each operation: other work on the CPU only ever adds, and a mean of five may hold a pause."""
+    profiles = [made(runtime).profile(runtime) for _ in range(3)]
+    for found in profiles:
+        is_sound(found)
+    least = [min(same, key=lambda op: op.ns) for same in zip(*(found.ops for found in profiles), strict=True)]
+    convolutions = [op for op in least if CONVOLUTION in op.kind.lower()]
     # MNN makes a third convolution of the linear layer
     assert len(convolutions) >= 2
-    assert max(found.ops, key=lambda op: op.ns) is convolutions[1]
+    assert max(least, key=lambda op: op.ns) is convolutions[1]
 
 
 @pytest.mark.parametrize("runtime", FORMATS)
