@@ -22,6 +22,8 @@ from trimtab.devices.browser import engines
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "devices"))
 WIDTH = "118"
+KERNEL = re.compile(r"(Linux \d+(?:\.\d+)+)-[\w.+-]+")
+"""A kernel's own suffix is of no interest to a reader."""
 Line = Callable[[str], None]
 
 
@@ -41,7 +43,7 @@ def run(
     assert process.stdout  # noqa: S101 (it was asked for)
     lines = []
     for line in process.stdout:
-        lines.append(line.rstrip())
+        lines.append(KERNEL.sub(r"\1", line.rstrip()))
         heard(line)
     print("$", command, *lines, sep="\n", flush=True)
     return {"command": command, "output": lines, "exit_code": process.wait()}
