@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .console import output
+from .lottery_text import say_rounds, summary_of_rounds
 
 if TYPE_CHECKING:
     from .compress.apply import StepDone
@@ -17,6 +18,8 @@ def say_step(step: StepDone) -> None:
     output.say(f"{step.index}. {step.config.kind}: {summary(step.figures)}  {step.seconds:.1f} s{reused}")
     for note in step.notes:
         output.say(f"   {note}")
+    if "rounds" in step.figures:
+        say_rounds(step.figures)
     if fixed := step.figures.get("fixed"):
         output.say("   left whole:")
         for layer in fixed:
@@ -25,6 +28,8 @@ def say_step(step: StepDone) -> None:
 
 def summary(figures: Mapping[str, Any]) -> str:
     """The figures of a step that matter most, on one line."""
+    if "rounds" in figures:
+        return summary_of_rounds(figures)
     if "diversity" in figures:
         return _gated(figures)
     if "mac_ratio" in figures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,18 +97,25 @@ def compress(
     device: str = "auto",
     on_step: Callable[[StepDone], None] | None = None,
 ) -> Bundle:
-    """The recipe's result as a Bundle in `out`, with its test metrics. Steps are kept in `out/.work` until it is there."""
-    from .compress.apply import run_recipe
+    """The recipe's result as a Bundle in `out`, with its test metrics. Steps are kept in `out/.work` until it is there.
+
+    What steps leave beside their Bundles (the rounds of a lottery) comes to lie in `out/STEP`, such as `out/01-lottery/rounds`.
+    """
+    from .compress.apply import KEPT, run_recipe
 
     files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
     work = out / WORK
     steps = run_recipe(parent, recipe, task, work, progress=progress, device=device, on_step=on_step)
     metrics = evaluate_module(steps[-1].bundle, task) if task else {}
-    return install(steps[-1].bundle, out, metrics=metrics, task=task)
+    kept = {folder.parent.name: folder for folder in sorted(work.glob(f"*/{KEPT}"))}
+    return install(steps[-1].bundle, out, metrics=metrics, task=task, kept=kept)
 
 
-def install(bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task | None) -> Bundle:
-    """A copy of `bundle` in `out` with its metrics and its task written in; it replaces all that was there."""
+def install(
+    bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task | None, kept: Mapping[str, Path] | None = None
+) -> Bundle:
+    """A copy of `bundle` in `out` with its metrics and its task written in; it replaces all that was there. `kept`: folders that
+    come along, by their new name."""
     from .loading import task_ref
 
     manifest = bundle.manifest.model_copy(update={"metrics": metrics, "task": task_ref(task) if task else bundle.manifest.task})
@@ -116,6 +123,8 @@ def install(bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task 
         with files.new_folder(out, force=True) as temp:
             for path in bundle.folder.iterdir():
                 shutil.copyfile(path, temp / path.name)
+            for name, folder in (kept or {}).items():
+                shutil.copytree(folder, temp / name)
             files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))
     processes.wait()
     return load_bundle(out)

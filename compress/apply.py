@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..models.tasks.task import Task
 
 STAGE = "stage.json"
+KEPT = "kept"
+"""What a step leaves beside its Bundle."""
 TOOLS = ("torch", "torch-pruning", "accelerate", "numpy")
 
 
@@ -127,7 +129,9 @@ def _run(
         files.write_text(folder / "key", key)
     processes.wait()
     started = time.monotonic()
-    context = Context(workdir=work, parent=parent, seed=seed, device=device, progress=progress, steps=steps)
+    context = Context(
+        workdir=work, parent=parent, seed=seed, device=device, progress=progress, steps=steps, folder=folder / KEPT
+    )
     result = methods.get(config.kind).apply(current.module(), task, config, context)
     if processes.is_main():
         _save(current, config, task, folder, key, result, seed=seed, seconds=time.monotonic() - started)

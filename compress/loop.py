@@ -19,6 +19,7 @@ from .checkpointing import Checkpoint, Position
 from .evaluation import evaluate
 from .history import Epoch
 from .interrupts import Interrupts
+from .masking import Masking
 from .runtime import Runtime
 from .sampling import derived_seed
 from .schedule import Plan, learning_rate
@@ -131,6 +132,7 @@ class Loop:
     position: Position
     seed: int
     label: str
+    masking: Masking
     evaluator: Evaluator | None = None
     _window: list[list[Tensor]] = field(default_factory=list)
     _names: tuple[str, ...] = ()
@@ -193,6 +195,7 @@ class Loop:
         return loss
 
     def _update(self) -> None:
+        self.masking.gradients()
         scaler = self.runtime.accelerator.scaler
         if self.config.clip_norm:
             if scaler is not None:

@@ -55,7 +55,8 @@ class Context:
     """Where a step runs: its scratch folder (checkpoints live there until the step is done), its seed and its neighbours.
 
     `parent` is the Bundle that entered the recipe: the teacher, unless a step names another. `steps` are the Bundles that the
-    recipe's finished steps made, in order.
+    recipe's finished steps made, in order. `folder` stays when the step is done: what it leaves there beside its Bundle (rounds
+    that are Bundles of their own) is kept with the result.
     """
 
     workdir: Path
@@ -64,6 +65,12 @@ class Context:
     device: str = "auto"
     progress: Progress = field(default_factory=LogProgress)
     steps: tuple[Bundle, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def current(self) -> Bundle:
+        """The Bundle that enters this step."""
+        return self.steps[-1] if self.steps else self.parent
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ methods: Registry[Method, MethodCard] = Registry(
             "distill.method",
             "student",
             "procedures.mae",
+            "lottery.method",
             "dynamic.method",
             "dynamic.static",
             "routing.method",

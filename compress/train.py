@@ -14,6 +14,7 @@ from .checkpointing import Checkpoint, Position, state_digest
 from .evaluation import evaluate
 from .history import Epoch, History
 from .loop import Evaluator, Loop, Objective, ParamGroup, TrainBatch, build_optimizer
+from .masking import Masking, masks_digest
 from .runtime import Runtime
 from .sampling import StepSampler, batches, chosen_positions
 from .schedule import plan_run
@@ -89,6 +90,7 @@ def fit(
             position=position,
             seed=context.seed,
             label=label,
+            masking=Masking(module),
             evaluator=evaluator,
         )
         rank, world = runtime.accelerator.process_index, runtime.accelerator.num_processes
@@ -120,7 +122,8 @@ def _positions(samples: int, task: Task, config: TrainConfig, seed: int, *, worl
 
 
 def _identity(module: nn.Module, task: Task, config: TrainConfig, seed: int, runtime: Runtime) -> dict[str, Any]:
-    return {
+    masks = masks_digest(module)
+    return ({"masks": masks} if masks else {}) | {
         **config.identity(),
         "seed": seed,
         "data_id": task.data_id,

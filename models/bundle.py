@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.safetensors"
+MASKS = "masks.safetensors"
 CODE = "architecture.py"
 
 
@@ -62,6 +63,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float] = {}
     lineage: tuple[Lineage, ...] = ()
     weights_sha256: str = ""
+    masks_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Bundle:
     def hash(self) -> str:
         """A digest over the weights, the structure and the contract: equal hash, equal function."""
         m = self.manifest
-        return files.digest_of([m.architecture.name, m.architecture.kwargs, m.plan, m.contract.model_dump(), m.weights_sha256])
+        masks = [m.masks_sha256] if m.masks_sha256 else []  # without masks as it always was
+        return files.digest_of(
+            [m.architecture.name, m.architecture.kwargs, m.plan, m.contract.model_dump(), m.weights_sha256, *masks]
+        )
 
     @property
     def plan(self) -> SurgeryPlan:
@@ -112,7 +117,18 @@ class Bundle:
             raise UserError(f"{path} is not the file that {MANIFEST} describes (its sha256 differs)", hint=_REMAKE)
         module = self.skeleton()
         load_into(bare(module), state, origin=str(path))
+        if self.manifest.masks_sha256:
+            self._attach_masks(bare(module))
         return module
+
+    def _attach_masks(self, module: nn.Module) -> None:
+        from .masks import attach_masks, unpack_masks
+
+        path = self.folder / MASKS
+        if not path.is_file() or files.sha256(path) != self.manifest.masks_sha256:
+            raise UserError(f"{path} is not the file that {MANIFEST} describes", hint=_REMAKE)
+        shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        attach_masks(module, unpack_masks(path.read_bytes(), shapes, origin=str(path)))
 
     @property
     def weight_bytes(self) -> int:
@@ -145,11 +161,12 @@ def save_bundle(
     """The Bundle written to `folder` (whole or not at all), proven to reload.
 
     `code` is the Python file of a user's own architecture, copied in. Raises UserError when the folder is taken, when weights
-    are NaN, or when the network rebuilt from the manifest does not have the module's exact structure.
+    are NaN, when a pruned weight is not 0, or when the network rebuilt from the manifest does not have the module's exact structure.
     """
     from safetensors.torch import save_file
 
     from .checkpoint import nan_names
+    from .masks import leaked, masks_of, pack_masks
     from .surgery import describe
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bare(module).state_dict().items()}
@@ -157,9 +174,17 @@ def save_bundle(
         raise UserError(
             f"weights with NaN or infinity: {', '.join(broken[:10])}", hint="train with a lower lr or gradient clipping"
         )
+    if wrong := leaked(bare(module)):
+        raise UserError(
+            f"pruned weights of {', '.join(wrong[:10])} are not 0", hint="train it with trimtab's engine, which keeps the masks"
+        )
     with files.new_folder(folder, force=force) as temp:
         save_file(_unshared(state), temp / WEIGHTS)
-        manifest = manifest.model_copy(update={"weights_sha256": files.sha256(temp / WEIGHTS)})
+        digests = {"weights_sha256": files.sha256(temp / WEIGHTS), "masks_sha256": ""}
+        if masks := masks_of(bare(module)):
+            files.write_bytes(temp / MASKS, pack_masks(masks))
+            digests["masks_sha256"] = files.sha256(temp / MASKS)
+        manifest = manifest.model_copy(update=digests)
         if manifest.architecture.is_file:
             shutil.copyfile(code or Path(manifest.architecture.file), temp / CODE)
         files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from .errors import UserError
+from .masks import cut_mask, inherit_masks, map_mask
 from .prefix import PrefixLinear
 
 Side = Literal["out", "in", "param", "prefix"]
@@ -44,6 +45,7 @@ def cut(root: nn.Module, edit: Edit) -> None:
         setattr(
             owner, name, nn.Parameter(select(parameter.detach(), edit.dim, edit.kept), requires_grad=parameter.requires_grad)
         )
+        cut_mask(owner, name, edit.dim, edit.kept)
         return
     if edit.side == "prefix":
         _shorten(root, edit)
@@ -63,7 +65,10 @@ def _shorten(root: nn.Module, edit: Edit) -> None:
     if not edit.kept or edit.kept != tuple(range(len(edit.kept))):
         raise UserError(f"the surgery plan's prefix of {edit.path!r} is not the first of its inputs", hint=HINT)
     owner_path, _, name = edit.path.rpartition(".")
-    setattr(submodule(root, owner_path), name, PrefixLinear.of(layer, len(edit.kept)))
+    short = PrefixLinear.of(layer, len(edit.kept))
+    inherit_masks(short, layer)
+    cut_mask(short, "weight", 1, edit.kept)
+    setattr(submodule(root, owner_path), name, short)
 
 
 HINT = "the Bundle's plan and its architecture do not belong together; check --model"
@@ -96,6 +101,7 @@ def _shrink(module: nn.Module, name: str, dim: int, kept: tuple[int, ...]) -> No
         return
     cut = select(tensor.detach(), dim, kept)
     setattr(module, name, nn.Parameter(cut, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
+    cut_mask(module, name, dim, kept)
 
 
 def _cut_module(module: nn.Module, edit: Edit) -> None:
@@ -178,11 +184,13 @@ def _within_group(kept: tuple[int, ...], size: int, groups: int) -> tuple[int, .
 
 def _cut_grouped_inputs(module: nn.modules.conv._ConvNd, edit: Edit) -> None:
     per_group = edit.size // module.groups
-    rows = torch.tensor_split(module.weight.detach(), module.groups, dim=0)
-    cut = []
-    for g, row in enumerate(rows):
-        inside = [k - g * per_group for k in edit.kept if g * per_group <= k < (g + 1) * per_group]
-        cut.append(select(row, 1, inside))
-    if len({part.shape[1] for part in cut}) != 1:
+    inside = [[k - g * per_group for k in edit.kept if g * per_group <= k < (g + 1) * per_group] for g in range(module.groups)]
+    if len({len(kept) for kept in inside}) != 1:
         raise UserError(f"the surgery plan keeps unequal inputs per group of {edit.path}", hint=HINT)
-    module.weight = nn.Parameter(torch.cat(cut), requires_grad=module.weight.requires_grad)
+
+    def kept_inputs(weight: Tensor) -> Tensor:
+        rows = torch.tensor_split(weight, module.groups, dim=0)
+        return torch.cat([select(row, 1, kept) for row, kept in zip(rows, inside, strict=True)])
+
+    module.weight = nn.Parameter(kept_inputs(module.weight.detach()), requires_grad=module.weight.requires_grad)
+    map_mask(module, "weight", kept_inputs)

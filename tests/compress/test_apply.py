@@ -25,6 +25,7 @@ MINIMAL = {
     "student": {"model": "resnet8"},
     "mae": {**QUICK, "warmup_epochs": 0.0, "decoder_dim": 16, "decoder_depth": 1},
     "static-average": {"images": 64},
+    "lottery": {**QUICK, "density": 0.4},
     "ftwt": {**QUICK, "r": 0.8},
     "route": {**QUICK, "ratios": [0.5, 1.0], "round_to": 1, "score_images": 32},
 }

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -245,3 +246,34 @@ def test_progress_is_told_every_image(tmp_path):
     assert told[0] == ("trial", 192, "images", 0)
     assert sum(units for units, _ in told[1:]) == 192
     assert all(figures == {"loss", "lr"} for _, figures in told[1:])
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "sgd", "lr": 0.05}, {"optimizer": "adamw", "lr": 0.01}, {"clip_norm": 0.1}])
+def test_a_pruned_weight_stays_zero_and_so_does_its_optimiser_state(tmp_path, settings):
+    """Whole trajectories: after every step, not only at the end."""
+    from trimtab.models.masks import attach_masks
+
+    task, net = make_task(), make_net()
+    generator = torch.Generator().manual_seed(5)
+    masks = {n: torch.rand(p.shape, generator=generator) < 0.4 for n, p in net.named_parameters() if p.ndim >= 2}
+    attach_masks(net, masks)
+    start = weights(net)
+    seen = []
+
+    def objective(network, batch):
+        seen.append(all(not net.get_parameter(name)[~mask].any() for name, mask in masks.items()))
+        return task_loss(task)(network, batch)
+
+    config = CONFIG.model_copy(update={"weight_decay": 0.1, "checkpoint_s": 0, **settings})
+    train(tmp_path, config, net=net, task=task, objective=objective)
+    assert len(seen) == 12
+    assert all(seen)
+    for name, mask in masks.items():
+        assert not net.get_parameter(name)[~mask].any()
+        assert not torch.equal(net.get_parameter(name)[mask], start[name][mask])
+    with safetensors.safe_open(tmp_path / "train.safetensors", framework="pt") as file:
+        states = {n: file.get_tensor(n) for n in file.keys() if n.startswith("optimizer.") and not n.endswith(".step")}  # noqa: SIM118
+    for mask in masks.values():
+        same_shape = [t for t in states.values() if t.shape == mask.shape]
+        assert same_shape
+        assert all(not t[~mask].any() and t[mask].any() for t in same_shape)
