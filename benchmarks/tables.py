@@ -17,11 +17,13 @@ import tables_devices
 import tables_distill
 import tables_dynamic
 import tables_export
+import tables_geometry
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     "README.md",
+    "docs/analyze.md",
     "docs/distillation.md",
     "docs/dynamic.md",
     "docs/export.md",
@@ -139,6 +141,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_dynamic.tables(),
     **tables_export.tables(),
     **tables_devices.TABLES,
+    **tables_geometry.TABLES,
 }
 
 

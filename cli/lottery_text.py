@@ -32,20 +32,20 @@ def say_rounds(figures: Figures) -> None:
     columns = ("round", ">weights", ">missed", ">control", ">false al.", ">AUC", ">control", ">AUC difference")
     output.table(f"rounds (test), {', '.join(figures['critical'])} critical", columns, rows)
     output.say(
-        f"* the Bundle. Thresholds: at most {figures['max_fpr']:.2%} false alarms on validation, for each network and its control, "
-        "which is plain lottery pruning with its threshold moved"
+        f"* the Bundle. Thresholds allow {figures['max_fpr']:.2%} false alarms on validation, for each network on its own"
     )
-    say_difference(figures)
+    if said := verdict(figures):
+        output.say(said)
 
 
-def say_difference(figures: Figures) -> None:
-    """Whether the class-dependent losses did more than move the threshold, for the round that was chosen."""
+def verdict(figures: Figures) -> str:
+    """Whether the class-dependent losses did more than move the threshold, for the round that was chosen; empty without a control."""
     gap = figures["rounds"][figures["chosen"]].get("difference")
     if gap is None:
-        return
+        return ""
     value, low, high = gap["auc"]
     said = "no difference beyond chance" if low <= 0 <= high else ("better" if value > 0 else "worse")
-    output.say(f"against the control: AUC {value:+.3f} ({low:+.3f} to {high:+.3f}): {said}")
+    return f"Against the control, plain lottery pruning with its threshold moved: AUC {value:+.3f} ({low:+.3f} to {high:+.3f}), {said}."
 
 
 def _plain_row(row: Figures) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from .record import ArtifactRecord, LayerRecord, ModelRecord, RunRecord, StepRec
 from .report_dynamic import GATES, ROUTE, SHOWN_ELSEWHERE, dynamic_views
 from .report_export import export_views
 from .report_latency import LatencyView, latency_view
+from .report_lottery import LOTTERY, LotteryView, lottery_view
+from .report_lottery import SHOWN_ELSEWHERE as IN_LOTTERY
 from .report_text import by_reason, fixed, plain, whole
 
 PROPORTIONS = ("accuracy", "top1", "top-1", "top5", "top-5", "top1_accuracy", "top5_accuracy")
@@ -70,6 +72,7 @@ class StepView:
     figures: tuple[tuple[str, str], ...]
     long: tuple[tuple[str, str], ...]
     curves: tuple[Markup, ...]
+    lottery: LotteryView | None
 
 
 def view(record: RunRecord) -> dict[str, Any]:
@@ -225,7 +228,11 @@ def _say(points: Sequence[plots.Point], where: str, x_label: str, y_label: str) 
 
 
 def _step(step: StepRecord, index: int) -> StepView:
-    elsewhere = ("history", *SHOWN_ELSEWHERE) if step.kind in (GATES, ROUTE) else ("history",)
+    elsewhere = (
+        "history",
+        *(SHOWN_ELSEWHERE if step.kind in (GATES, ROUTE) else ()),
+        *(IN_LOTTERY if step.kind == LOTTERY else ()),
+    )
     figures = {key: value for key, value in step.figures.items() if key not in elsewhere}
     long = {key: value for key, value in figures.items() if len(plain(value)) > 90}
     return StepView(
@@ -237,6 +244,7 @@ def _step(step: StepRecord, index: int) -> StepView:
             plots.curve(xs, ys, name=f"step-{index}-curve-{i}", y_label=label, alt=_say_curve(label, xs, ys))
             for i, (label, (xs, ys)) in enumerate(_curves(step.figures.get("history")).items())
         ),
+        lottery=lottery_view(step, index),
     )
 
 

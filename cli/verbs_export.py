@@ -18,7 +18,9 @@ def evaluate(
     selection: Selection,
     limit: Limit = None,
 ) -> None:
-    """The task's test metrics: a Bundle in torch, an artifact in its own runtime."""
+    """The task's test metrics: a Bundle in torch, an artifact in its own runtime. With critical classes (--data-arg critical=NAME)
+    also their misses and false alarms, with intervals."""
+    from .critical_text import evaluated, say_metrics
     from .export.artifact import MANIFEST
     from .loading import artifact_task, open_network
     from .models.errors import UserError
@@ -27,10 +29,12 @@ def evaluate(
     if (target / MANIFEST).exists():
         if selection.data is None:
             raise UserError("evaluating an artifact needs data", hint="add --data fashion-mnist, digits, folder:PATH, …")
-        metrics = evaluate_artifact(target, artifact_task(target, selection), limit=limit)
+        task = artifact_task(target, selection)
+        metrics, critical = evaluated(task, lambda task: evaluate_artifact(target, task, limit=limit))
     else:
         with ExitStack() as stack:
             bundle, own = open_network(target, stack, selection)
-            metrics = evaluate_module(bundle, require_task(own, "evaluate"), limit=limit)
-    output.table("", ("metric", ">value"), [(name, f"{value:.4f}") for name, value in metrics.items()])
-    output.result(metrics)
+            task = require_task(own, "evaluate")
+            metrics, critical = evaluated(task, lambda task: evaluate_module(bundle, task, limit=limit))
+    say_metrics(metrics, critical)
+    output.result({**metrics, "critical": critical} if critical else metrics)

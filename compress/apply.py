@@ -63,7 +63,7 @@ def run_recipe(
         folder = workdir / f"{index:02d}-{config.kind}"
         made = tuple(step.bundle for step in done)
         before = [parent.hash, *(bundle.hash for bundle in made), *bundle_hashes(config), *file_hashes(config)]
-        key = files.digest_of([before, config.model_dump(mode="json"), recipe.seed, task.data_id if task else ""])
+        key = files.digest_of([before, config.model_dump(mode="json"), recipe.seed, task.data_id if task else "", *_critical(task)])
         step = _reuse(folder, key, index, config) or _run(
             parent,
             current,
@@ -82,6 +82,12 @@ def run_recipe(
         if on_step:
             on_step(step)
     return done
+
+
+def _critical(task: Task | None) -> list[list[str]]:
+    """The task's critical classes, part of a step's inputs where there are some: they decide, but leave the samples as they are."""
+    names = list(getattr(task, "critical", ()))
+    return [names] if names else []
 
 
 def bundle_hashes(config: MethodConfig) -> list[str]:

@@ -116,6 +116,7 @@ methods: Registry[Method, MethodCard] = Registry(
             "student",
             "procedures.mae",
             "lottery.method",
+            "threshold",
             "dynamic.method",
             "dynamic.static",
             "routing.method",

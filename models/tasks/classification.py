@@ -12,6 +12,7 @@ import numpy as np
 
 from ..contract import Contract, image_classifier
 from ..errors import UserError
+from .critical import critical_classes, named_classes, rates, require_samples
 from .images import ArrayImages, Images
 from .splits import Splits, make_splits
 from .task import RawBatch, Split, TaskCard, tasks
@@ -51,7 +52,10 @@ class ImageSamples:
 
 
 class ClassificationTask:
-    """One label per image: cross-entropy in training, accuracy as the figure that decides."""
+    """One label per image: cross-entropy in training, accuracy as the figure that decides.
+
+    `critical` names the classes whose misses cost most, if there are any: `evaluate` then reports their error rates too.
+    """
 
     name = "classification"
     metric = "accuracy"
@@ -65,8 +69,10 @@ class ClassificationTask:
         flip: bool | None = None,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
         options: Mapping[str, Any] | None = None,
+        critical: Sequence[str] = (),
     ) -> None:
         self.data = data
+        self.critical: tuple[str, ...] = critical_classes(critical, splits.classes).names if critical else ()
         self.options = dict(options or {})
         self.data_id = splits.data_id
         self.label_smoothing = label_smoothing
@@ -133,8 +139,9 @@ class ClassificationTask:
     ) -> dict[str, float]:
         """{"accuracy", "loss", "macro_f1"} of `predict` over the first `limit` samples of a split.
 
-        The loss is plain cross-entropy in nats, whatever the training's label smoothing. Raises UserError when the outputs
-        do not have one column per class.
+        The loss is plain cross-entropy in nats, whatever the training's label smoothing. With critical classes also "fnr" and
+        "fpr" of deciding by argmax, and "auc" (see `critical`). Raises UserError when the outputs do not have one column per
+        class, and when the critical classes or all others have no sample among these.
         """
         import torch
         from torch.nn import functional as F
@@ -143,6 +150,7 @@ class ClassificationTask:
         scores = MulticlassStatScores(len(self.contract.classes), average=None, sync_on_compute=False)
         total = 0.0
         count = 0
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
         for batch in self._batches(split, limit=limit, batch_size=batch_size):
             with torch.no_grad():
                 outputs = predict(self.inputs(batch)).detach().float().cpu()
@@ -150,11 +158,26 @@ class ClassificationTask:
             scores.update(outputs.argmax(1), batch.targets)
             total += F.cross_entropy(outputs, batch.targets, reduction="sum").item()
             count += len(batch.targets)
+            if self.critical:
+                kept.append((outputs.numpy(), batch.targets.numpy()))
         hits, false_alarms, _, misses, _ = scores.compute().double().T
         errors = false_alarms + misses
         seen = hits + errors > 0  # a class neither present nor guessed has no F1
         f1 = (2 * hits / (2 * hits + errors))[seen].mean()
-        return {"accuracy": hits.sum().item() / count, "loss": total / count, "macro_f1": f1.item()}
+        found = {"accuracy": hits.sum().item() / count, "loss": total / count, "macro_f1": f1.item()}
+        return {**found, **self._critical_rates(kept, split)}
+
+    def _critical_rates(self, kept: Sequence[tuple[np.ndarray, np.ndarray]], split: Split) -> dict[str, float]:
+        """{"fnr", "fpr", "auc"} from batches of (logits, targets); {} without critical classes."""
+        if not self.critical:
+            return {}
+        critical = critical_classes(self.critical, self.contract.classes)
+        logits, targets = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+        positive = critical.positive(targets)
+        require_samples(positive, f"the {len(targets)} {split} samples of {self.data}", critical=critical)
+        found = rates(critical.score(logits), positive)
+        figures = {"fnr": found.fnr, "fpr": found.fpr, "auc": found.auc}
+        return {name: value for name, value in figures.items() if value is not None}
 
     def _batches(self, split: Split, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
         samples = self.samples(split)
@@ -201,7 +224,7 @@ def pixel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ..
     "classification",
     TaskCard(
         "Image classification",
-        "fashion-mnist, digits, folder:PATH, npz:PATH, idx:DIR, cifar10:DIR or cifar100:DIR",
+        "fashion-mnist, digits, elpv, folder:PATH, npz:PATH, idx:DIR, cifar10:DIR or cifar100:DIR",
     ),
 )
 def classification(
@@ -217,6 +240,7 @@ def classification(
     flip: bool | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    critical: str | tuple[str, ...] = (),
 ) -> ClassificationTask:
     """The classification task on `data` (see `datasets`), at (H, W) = `size` or the data's own.
 
@@ -224,7 +248,8 @@ def classification(
     none of its own; `max_train` then keeps that many training samples, stratified too. `skip_bad` leaves out images that
     cannot be read instead of stopping. `flip` overrides whether augmentation mirrors images (by default: photographs and
     clothes yes, digits and arrays of unknown content no). `mean` and `std` (per channel, of pixels in 0…1; both or neither)
-    are the normalisation that the network was trained with; by default the training split's own.
+    are the normalisation that the network was trained with; by default the training split's own. `critical` names the classes
+    whose misses cost most (several: a list, or one text with commas); samples and `data_id` do not depend on it.
 
     Raises UserError for unknown data and for values out of range.
     """
@@ -237,6 +262,8 @@ def classification(
     options = {name: value for name, value in locals().items() if name in _OPTIONS and value != _OPTIONS[name]}
     dataset = open_dataset(data, size=size, skip_bad=skip_bad, download=download)
     splits = make_splits(dataset, seed=seed, val_fraction=val_fraction, max_train=max_train)
+    names = critical_classes(chosen, splits.classes).names if (chosen := named_classes(critical, splits.classes)) else ()
+    options = {name: value for name, value in options.items() if name != "critical"} | ({"critical": names} if names else {})
     return ClassificationTask(
         splits,
         data=data,
@@ -244,6 +271,7 @@ def classification(
         flip=flip,
         normalisation=None if mean is None or std is None else (tuple(mean), tuple(std)),
         options=options,
+        critical=names,
     )
 
 

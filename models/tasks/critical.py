@@ -68,6 +68,19 @@ def critical_classes(names: Sequence[str], classes: Sequence[str]) -> Critical:
     return Critical(names=tuple(known[place] for place in indices), indices=indices, classes=known)
 
 
+def named_classes(value: object, classes: Sequence[str]) -> tuple[str, ...]:
+    """The names in an option's value: a class name, several in one text with commas between, or a list of names; () for none.
+
+    A text that is itself a class name is that class, whatever commas it has; a number stands for the class of that name.
+    """
+    if value is None or value == "":
+        return ()
+    if isinstance(value, (list, tuple)):
+        return tuple(str(name) for name in value)
+    text = str(value)
+    return (text,) if text in classes else tuple(part.strip() for part in text.split(","))
+
+
 @dataclass(frozen=True)
 class Rates:
     """What the decision score ≥ threshold gets wrong. A rate is None where its class is absent; `note` then says so.

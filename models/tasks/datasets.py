@@ -11,6 +11,7 @@ from .images import Dataset
 NAMED = {
     "fashion-mnist": "60 000 + 10 000 grey clothes, 28×28, 10 classes",
     "digits": "1 797 handwritten digits, 8×8 shown at 32×32, 10 classes; needs no download",
+    "elpv": "2 624 grey electroluminescence images of solar cells, 300×300, functional or defective; `pip install elpv-dataset`",
 }
 WITH_PATH = {
     "folder": "train/CLASS/*.jpg … and val/ or test/ beside it",
@@ -18,6 +19,7 @@ WITH_PATH = {
     "idx": "a folder in MNIST's layout (…-images-idx3-ubyte[.gz])",
     "cifar10": "the folder cifar-10-batches-py",
     "cifar100": "the folder cifar-100-python",
+    "elpv": "a folder with labels.csv and images/",
 }
 
 
@@ -34,10 +36,10 @@ class DataSpec:
         kind, colon, rest = text.partition(":")
         if kind not in NAMED and kind not in WITH_PATH:
             known = [*NAMED, *(f"{name}:PATH" for name in WITH_PATH)]
-            near = did_you_mean(kind, [*NAMED, *WITH_PATH]) if kind else ""
+            near = did_you_mean(kind, {*NAMED, *WITH_PATH}) if kind else ""
             hint = near if near.startswith("did") else f"known: {', '.join(known)}"
             raise UserError(f"unknown data {text!r}", hint=hint)
-        if kind in NAMED:
+        if kind in NAMED and not (colon and kind in WITH_PATH):
             if colon:
                 raise UserError(f"data {text!r}: {kind} takes no path", hint=f"write just {kind!r}")
             return DataSpec(kind, None)
@@ -59,6 +61,10 @@ def open_dataset(text: str, *, size: tuple[int, int] | None = None, skip_bad: bo
         from .sources_folder import open_folder
 
         return open_folder(spec.path, size=size, skip_bad=skip_bad)
+    if spec.kind == "elpv":
+        from .sources_elpv import open_elpv
+
+        return open_elpv(spec.path, size=size, skip_bad=skip_bad)
     data = _open_arrays(spec, download=download)
     if spec.kind == "digits" and size is None:
         size = (32, 32)

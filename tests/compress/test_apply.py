@@ -26,6 +26,7 @@ MINIMAL = {
     "mae": {**QUICK, "warmup_epochs": 0.0, "decoder_dim": 16, "decoder_depth": 1},
     "static-average": {"images": 64},
     "lottery": {**QUICK, "density": 0.4},
+    "threshold": {"critical": ["3"], "max_fpr": 0.2},
     "ftwt": {**QUICK, "r": 0.8},
     "route": {**QUICK, "ratios": [0.5, 1.0], "round_to": 1, "score_images": 32},
 }

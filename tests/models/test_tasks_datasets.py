@@ -39,7 +39,7 @@ class TestSpec:
         [
             ("fashion_mnist", r"unknown data 'fashion_mnist'[\s\S]*did you mean 'fashion-mnist'"),
             ("foldr:/tmp", r"unknown data 'foldr:/tmp'[\s\S]*did you mean 'folder'"),
-            ("zzz", r"unknown data 'zzz'[\s\S]*known: fashion-mnist, digits, folder:PATH"),
+            ("zzz", r"unknown data 'zzz'[\s\S]*known: fashion-mnist, digits, elpv, folder:PATH"),
             ("", r"unknown data ''[\s\S]*known: "),
             ("digits:/tmp", r"digits takes no path"),
             ("npz:", r"data 'npz:' names no path[\s\S]*write npz:PATH"),
