@@ -20,7 +20,7 @@ from trimtab.models.tasks.task import Task, tasks
 CRITICAL = {"fashion": "shirt", "elpv": "defective"}
 SHIRT, OTHERS = 6, (0, 2, 4)
 """Shirts against T-shirts, pullovers and coats."""
-OTHER_IMAGES, RATIO = 3000, 5
+OTHER_IMAGES, RATIO = 2000, 5
 
 
 def alexnet_like() -> nn.Module:
@@ -54,9 +54,9 @@ def mobilenet_like() -> nn.Module:
 
 
 def task_of(data: str, seed: int) -> Task:
-    """The imbalanced task: shirts 1 : 5 (drawn by `seed`), or solar cells at 64 × 64 with their own imbalance."""
+    """The imbalanced task: shirts 1 : 5 (drawn by `seed`), or solar cells at 48 × 48 with their own imbalance."""
     if data == "elpv":
-        return tasks.get("classification")(data="elpv", size=(64, 64), val_fraction=0.25, seed=seed)
+        return tasks.get("classification")(data="elpv", size=(48, 48), val_fraction=0.25, seed=seed)
     source, rng = open_fashion_mnist(), np.random.default_rng(seed)
 
     def pick(images: ArrayImages, others: int, *, skip: int = 0) -> ArrayImages:

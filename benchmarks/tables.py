@@ -18,6 +18,7 @@ import tables_distill
 import tables_dynamic
 import tables_export
 import tables_geometry
+import tables_lottery
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,6 +28,7 @@ PAGES = (
     "docs/distillation.md",
     "docs/dynamic.md",
     "docs/export.md",
+    "docs/lottery.md",
     *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")),
 )
 
@@ -141,6 +143,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_dynamic.tables(),
     **tables_export.tables(),
     **tables_devices.TABLES,
+    **tables_lottery.TABLES,
     **tables_geometry.TABLES,
 }
 

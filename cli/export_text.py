@@ -74,9 +74,10 @@ def say_artifact(made: Converted) -> None:
     a, p = made.artifact, made.artifact.parity
     agreement = f", top-1 agreement {p.top1_agreement:.1%}" if p.top1_agreement is not None else ""
     verdict = "proven" if made.ok else "REJECTED"
+    download = f" ({a.deflated_bytes / 1e6:.2f} MB to download)" if a.deflated_bytes is not None else ""
     output.say(
         f"{a.format} {a.precision}: {verdict}, SQNR {p.sqnr_db:.1f} dB (gate {p.gate_db:g}){agreement}, {p.inputs} inputs, "
-        f"{a.size_bytes / 1e6:.2f} MB → {made.folder}"
+        f"{a.size_bytes / 1e6:.2f} MB{download} → {made.folder}"
     )
     if p.reason:
         output.say(f"   {p.reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import (
+    verbs_analyze,
     verbs_aspects,
     verbs_compare,
     verbs_compress,
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
         verbs_run.demo,
         verbs_run.run,
         verbs_info.inspect,
+        verbs_analyze.analyze,
         verbs_compress.train,
         verbs_compress.compress,
         verbs_convert.export,

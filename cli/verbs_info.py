@@ -22,13 +22,28 @@ recipes = typer.Typer(help="Shipped recipes, and new ones.", no_args_is_help=Tru
 def inspect(
     network: Annotated[Path, typer.Argument(help="A Bundle's folder, or a checkpoint with --model.")],
     selection: Selection,
+    filters: Annotated[
+        bool, typer.Option("--filters", help="Instead: the filters of every layer, sparse, redundant, untrained or healthy.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", help="With --filters: another Bundle or checkpoint; how far its 3×3 kernels have shifted."),
+    ] = None,
 ) -> None:
     """Layers, params, MACs, which channels can be pruned and which layers gated, or why not; the branches of a routed network."""
     from .inspection import inspect_bundle
     from .loading import open_network
+    from .models.errors import UserError
 
+    if against is not None and not filters:
+        raise UserError("--against compares filters, and there is no --filters", hint="add --filters")
     with ExitStack() as stack:
         bundle, _task = open_network(network, stack, selection)
+        if filters:
+            from .filters_text import show_filters
+
+            show_filters(bundle, against, selection)
+            return
         seen = inspect_bundle(bundle)
     cost, analysis = seen.cost, seen.analysis
     tied = {m.path: group for group in analysis.groups for m in group.members if m.side == "out"}

@@ -63,7 +63,9 @@ def run_recipe(
         folder = workdir / f"{index:02d}-{config.kind}"
         made = tuple(step.bundle for step in done)
         before = [parent.hash, *(bundle.hash for bundle in made), *bundle_hashes(config), *file_hashes(config)]
-        key = files.digest_of([before, config.model_dump(mode="json"), recipe.seed, task.data_id if task else "", *_critical(task)])
+        key = files.digest_of(
+            [before, config.model_dump(mode="json"), recipe.seed, task.data_id if task else "", *_critical(task)]
+        )
         step = _reuse(folder, key, index, config) or _run(
             parent,
             current,

@@ -67,14 +67,9 @@ def _norms_behind(module: nn.Module, probes: Sequence[Sequence[Tensor]]) -> dict
     hooks: list[Any] = []
     for path, part in module.named_modules():
         if isinstance(part, LAYERS):
-            hooks.append(part.register_forward_hook(lambda _m, _a, out, path=path: made.append((path, out))))
+            hooks.append(part.register_forward_hook(_noting(made, path)))
         elif isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
-            hooks.append(
-                part.register_forward_pre_hook(
-                    lambda _m, args, path=path: [pairs.setdefault(p, []).append(path) for p, out in made if out is args[0]][:0]
-                    or None
-                )
-            )
+            hooks.append(part.register_forward_pre_hook(_matching(made, pairs, path)))
     try:
         outputs = outputs_of(module, probes)
     finally:
@@ -86,6 +81,22 @@ def _norms_behind(module: nn.Module, probes: Sequence[Sequence[Tensor]]) -> dict
         for path, norms in pairs.items()
         if len(norms) == calls.count(path) == 1 and _alone(module, probes, outputs, path, norms[0])
     }
+
+
+def _noting(made: list[tuple[str, Any]], path: str) -> Any:
+    def note(_layer: nn.Module, _args: Any, output: Any) -> None:
+        made.append((path, output))
+
+    return note
+
+
+def _matching(made: list[tuple[str, Any]], pairs: dict[str, list[str]], path: str) -> Any:
+    def match(_norm: nn.Module, args: tuple[Any, ...]) -> None:
+        for maker, output in made:
+            if output is args[0]:
+                pairs.setdefault(maker, []).append(path)
+
+    return match
 
 
 def _alone(module: nn.Module, probes: Sequence[Sequence[Tensor]], outputs: list[Tensor], path: str, norm: str) -> bool:

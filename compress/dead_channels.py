@@ -18,6 +18,8 @@ from .constant_folding import EXACT, PADDED, Place
 from .groups import ChannelGroup, Member, build_plan
 from .input_dependence import LAYERS, Fed, deviation, outputs_of
 
+NO_PLACE = "what reads it can't take it (a layer without bias, grouped or transposed)"
+
 
 @dataclass(frozen=True)
 class Dead:
@@ -72,7 +74,9 @@ def makers(module: nn.Module, group: ChannelGroup) -> list[Member]:
 
 def _layers(module: nn.Module, group: ChannelGroup, side: str) -> list[Member]:
     return [
-        m for m in group.members if m.side == side and m.kind != "Parameter" and isinstance(module.get_submodule(m.path), LAYERS)
+        m
+        for m in group.members
+        if m.side == side and m.kind != "Parameter" and isinstance(module.get_submodule(m.path), LAYERS)
     ]
 
 
@@ -105,7 +109,7 @@ def dead(
     for m in reading:
         zero, still, free = _fed(module, group, m, fed.get(m.path), unmade)
         place = where.get(m.path)
-        why = "its reader has no bias to take it" if place is None else place.why_not
+        why = NO_PLACE if place is None else place.why_not
         foldable = place is not None and (not place.why_not or (approximate and place.why_not == PADDED))
         unread &= zero
         silent &= zero | still
@@ -116,7 +120,7 @@ def dead(
     spared = bool(gone.all())
     if spared:  # a layer of no channels there can't be
         gone[:: group.channels // group.blocks] = False
-    folds = {m.path: c for m in reading if m.path in where and bool((c := _constants(m, gone, fed.get(m.path))).any())}
+    folds = {m.path: c for m in reading if m.path in where and bool((c := _constants(module, m, gone, fed.get(m.path))).any())}
     return Dead(
         group,
         frozenset(gone.nonzero().flatten().tolist()),
@@ -146,12 +150,13 @@ def _whole_positions(group: ChannelGroup, gone: Tensor) -> Tensor:
     return gone.view(group.blocks, -1).all(0).repeat(group.blocks)
 
 
-def _constants(reader: Member, gone: Tensor, fed: Fed | None) -> Tensor:
-    """(input channels,) what a reader is fed by the channels that go; 0 elsewhere."""
+def _constants(module: nn.Module, reader: Member, gone: Tensor, fed: Fed | None) -> Tensor:
+    """(input channels,) what a reader takes in from the channels that go; 0 elsewhere, and where its weights are 0."""
     found = torch.zeros(reader.size, dtype=torch.float64)
     if fed is not None:
         own = torch.tensor(reader.own)[gone[torch.tensor(reader.root)]]
-        found[own] = torch.where(fed.constant[own], (fed.low[own] + fed.high[own]) / 2, 0.0)  # not constant: not read
+        taken = (outgoing(module.get_submodule(reader.path)) != 0).any(1)[own]
+        found[own] = torch.where(taken, (fed.low[own] + fed.high[own]) / 2, 0.0)
     return found
 
 

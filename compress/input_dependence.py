@@ -47,7 +47,8 @@ def observe(module: nn.Module, probes: Sequence[Sequence[Tensor]]) -> dict[str, 
             hook.remove()
     dependent = _dependent(module, probes[0])
     return {
-        path: Fed(low, high, dependent.get(path, torch.ones_like(low, dtype=torch.bool))) for path, (low, high) in ranges.items()
+        path: Fed(low, high, dependent.get(path, torch.ones_like(low, dtype=torch.bool)))
+        for path, (low, high) in ranges.items()
     }
 
 

@@ -110,6 +110,7 @@ methods: Registry[Method, MethodCard] = Registry(
         f"trimtab.compress.{name}"
         for name in (
             "structured",
+            "readout",
             "finetune",
             "keep_features",
             "distill.method",

@@ -107,14 +107,20 @@ def threshold(module: nn.Module, task: Task | None, config: ThresholdConfig, con
 def head_with_bias(module: nn.Module, example: Tensor, critical: Critical, *, path: str = "") -> tuple[str, nn.Module]:
     """(path, layer): the linear layer or 1×1 convolution that makes the logits, with a bias that may be changed for each class.
 
-    Raises UserError when it is something else, has no bias, or the bias of a critical class was pruned.
+    Raises UserError when it is something else, has no bias, the bias of a critical class was pruned, or the network is routed.
     """
     from torch import nn
 
     from ..models.bundle import bare
     from ..models.masks import ATTRIBUTE
+    from ..models.routed import RoutedNet
     from .distill.taps import find_classifier, module_at
 
+    if any(isinstance(part, RoutedNet) for part in module.modules()):
+        raise UserError(
+            "a routed network has a classifier in every branch, and a threshold is folded into one",
+            hint="take the step threshold out, or put it before route (whose training may move the operating point again)",
+        )
     path = path or find_classifier(module, example, whose="network", key="classifier")
     layer = module_at(bare(module), path, whose="network") if path else bare(module)
     if not isinstance(layer, nn.Linear | nn.Conv2d):

@@ -147,7 +147,8 @@ class Artifact(BaseModel):
 
     `dynamic` says of a network that adapts to its input how it does (mode, rule, branches, …); it is empty for others. `route` is the
     converter of a format that several write, and why it was taken. `options` are those that differ from the format's defaults,
-    `kept_float` the nodes that compute in float in spite of the precision.
+    `kept_float` the nodes that compute in float in spite of the precision. `deflated_bytes` is what a download costs, as zip, apk and
+    ipa packages deflate it (zlib level 9); None in manifests of older versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -158,6 +159,7 @@ class Artifact(BaseModel):
     precision: str
     file: str
     size_bytes: int
+    deflated_bytes: int | None = Field(default=None, exclude_if=_is_none)
     sha256: str
     contract: Contract
     spec_version: str

@@ -354,6 +354,7 @@ def _manifest(source: Source, order: Order, product: Product, parity: Parity) ->
         precision=order.precision,
         file=path.name,
         size_bytes=files.size_bytes(path),
+        deflated_bytes=files.deflated_bytes(path),
         sha256=files.sha256(path),
         contract=exported.contract,
         spec_version=exported.spec_version,

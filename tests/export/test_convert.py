@@ -63,6 +63,26 @@ def test_a_user_network_is_exported_and_proven(source, tmp_path, name, precision
     np.testing.assert_allclose(out, golden["output:logits"], atol=1e-4 if precision == "fp32" else 5e-2)
 
 
+def test_what_a_download_costs_is_told_and_may_be_missing_in_old_manifests(source, tmp_path):
+    zeros = copy.deepcopy(source.module)
+    for weight in zeros.parameters():
+        if weight.dim() > 1:
+            weight.data[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.8] = 0
+    made = [
+        convert(net, [("onnx", "fp32")], tmp_path / net.label)[0]
+        for net in (source, module_source(zeros, CONTRACT, label="pruned"))
+    ]
+    dense, pruned = (each.artifact for each in made)
+    assert abs(pruned.size_bytes / dense.size_bytes - 1) < 0.01  # zeros are stored like any number
+    assert dense.deflated_bytes > 0.8 * dense.size_bytes  # random float32 hardly deflates
+    assert pruned.deflated_bytes < 0.5 * pruned.size_bytes
+    manifest = made[0].folder / "artifact.json"
+    old = json.loads(manifest.read_text())
+    assert old.pop("deflated_bytes") == dense.deflated_bytes
+    manifest.write_text(json.dumps(old))
+    assert load_artifact(made[0].folder).deflated_bytes is None
+
+
 def plant(module, fault):
     module = copy.deepcopy(module)
     with torch.no_grad():
