@@ -17,6 +17,7 @@ import tables_devices
 import tables_distill
 import tables_dynamic
 import tables_export
+import tables_filters
 import tables_geometry
 import tables_lottery
 
@@ -28,6 +29,7 @@ PAGES = (
     "docs/distillation.md",
     "docs/dynamic.md",
     "docs/export.md",
+    "docs/filters.md",
     "docs/lottery.md",
     *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")),
 )
@@ -143,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_dynamic.tables(),
     **tables_export.tables(),
     **tables_devices.TABLES,
+    **tables_filters.TABLES,
     **tables_lottery.TABLES,
     **tables_geometry.TABLES,
 }

@@ -83,7 +83,7 @@ def in_script(data: Any) -> str:
 
 def plotly_script() -> str:
     """The text of plotly.min.js, as the package plotly brings it."""
-    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes().decode()
 
 
 def own_script() -> str:

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from .options import Selection
 
 
+LEGEND = (
+    "S: kernels all of whose weights are below a hundredth of the layer's largest.",
+    "0: weights that are exactly 0. H: entropy, how evenly kernels vary in all",
+    "directions (3×3: 0 … 0.954). H/T: above 1 as untrained; not 3×3: H/log10(size).",
+    "O: 1 = filters at right angles. Verdicts and T are for 3×3 kernels.",
+)
+
+
 def show_filters(bundle: Bundle, against: Path | None, selection: Selection) -> None:
     """None; the filters' quality, and with `against` the shift, told and given as the result."""
     from .compress.analyse.filter_shift import filter_shift, network_kernels
@@ -67,8 +75,8 @@ def _say_layers(name: str, rows: Sequence[FilterRow]) -> None:
             f"{row.kernels} {'×'.join(map(str, row.kernel)) if row.kernel else row.kind.lower()}",
             f"{100 * row.sparsity:.0f}",
             f"{100 * row.zeros:.0f}",
-            _number(row.entropy, 3),
-            _number(row.ratio, 2),
+            _number(row.entropy, 2),
+            _number(row.ratio, 3),
             _number(row.orthogonality, 2),
             row.verdict,
             f"{row.cut:.0%}" if row.cut >= 0.005 else "",
@@ -77,8 +85,8 @@ def _say_layers(name: str, rows: Sequence[FilterRow]) -> None:
     ]
     output.table(f"filters of {name}", ("layer", "kernels", ">S %", ">0 %", ">H", ">H/T", ">O", "verdict", ">cut"), table)
     output.say()
-    output.say("S: kernels below a hundredth of the largest weight. 0: weights that are 0. H: how many directions kernels vary")
-    output.say("in, of at most 0.954 for 3×3. H/T: above 1 as random weights; other sizes: of log10(size). O: 1 = orthogonal filters.")
+    for line in LEGEND:
+        output.say(line)
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -117,7 +125,8 @@ def _say_shift(shift: FilterShift, against: Path) -> None:
     output.table(f"shift to {against.name} (3×3 kernels)", ("where", ">kernels", ">in the other", ">D", ">by chance"), rows)
     if shift.note:
         output.say(shift.note)
-    output.say("D: 0 for the same kernels; by chance: between random halves of both. Few kernels make both large: compare the two.")
+    output.say("D: 0 for the same kernels. By chance: D of random splits of both together; with")
+    output.say("few kernels it is large, and a D about as large says nothing.")
 
 
 def _shift_row(name: str, row: Shift) -> tuple[str, str, str, str, str]:

@@ -27,6 +27,8 @@ def keywords(pairs: Sequence[str], flag: str) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"{flag} {pair!r} is not key=value", hint=f"{flag} width=0.5")
+        if key in found:
+            raise UserError(f"{flag} says {key!r} twice", hint=f"say it once; several values go into one: {flag} {key}=a,b")
         found[key] = literal(text)
     return found
 
@@ -142,7 +144,12 @@ def _check_outputs(shape: Sequence[int | str], task: Task, *, hint: str) -> None
 
 
 def _task_wants_data(chosen: Selection, own: str = "") -> None:
-    """None, unless --task names another task than the Bundle's `own` and there is no --data for it."""
+    """None, unless --task names another task than the Bundle's `own`, or --data-arg says something, and there is no --data for it."""
+    if chosen.data_args:
+        raise UserError(
+            f"--data-arg {chosen.data_args[0]} goes with --data, and there is none",
+            hint="name the data again: --data … (the Bundle's own task is used as it was saved)",
+        )
     if chosen.task and chosen.task != own:
         raise UserError(
             f"--task {chosen.task} says what --data is for, and there is no --data", hint="add --data, or leave --task out"

@@ -140,19 +140,19 @@ def _split(binned: np.ndarray, first: Kernels, second: Kernels) -> tuple[Kernels
 
 
 def _tenths(paths: Sequence[str]) -> dict[str, int]:
-    """Which tenth of the depth a layer lies in, counted in 3×3 convolutions."""
-    return {path: 10 * at // len(paths) for at, path in enumerate(paths)}
+    """Which tenth of the depth a layer lies in: its place among the 3×3 convolutions, from the first (0) to the last (1)."""
+    return {path: min(9, 10 * at // max(1, len(paths) - 1)) for at, path in enumerate(paths)}
 
 
 def _counts(binned: np.ndarray) -> np.ndarray:
-    return np.stack([np.bincount(column, minlength=BINS) for column in binned.T]).astype(np.float64)
+    return np.stack([np.bincount(column, minlength=BINS) for column in binned.T])
 
 
 def _shift(name: str, one: np.ndarray, two: np.ndarray, explained: np.ndarray, rng: np.random.Generator) -> Shift:
     mine, theirs = _counts(one), _counts(two)
-    pool = np.concatenate([one, two])
+    pool = mine + theirs
     by_chance = []
-    for _ in range(SPLITS):
-        drawn = _counts(pool[rng.permutation(len(pool))[: len(one)]])
-        by_chance.append(divergence(drawn, mine + theirs - drawn, explained))
+    for _ in range(SPLITS):  # component by component: D adds them up, so its mean is that of splitting whole kernels
+        drawn = np.stack([rng.multivariate_hypergeometric(row, len(one), method="marginals") for row in pool])
+        by_chance.append(divergence(drawn, pool - drawn, explained))
     return Shift(name, divergence(mine, theirs, explained), float(np.mean(by_chance)), (len(one), len(two)))

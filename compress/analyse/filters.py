@@ -24,7 +24,7 @@ FEWEST = 10
 FEW = 64
 """Below so many kernels the threshold lies low, and a trained layer can pass it (see docs/filters.md)."""
 MASKED = 0.1
-"""With more zeros than this inside the kernels that are left, entropy says how zeros are spread, not what was learnt (ours)."""
+"""With more zeros than this inside the kernels that are left, a layer is not called random-like: scattered zeros raise H (ours)."""
 LARGEST_CUT = 0.9
 
 
@@ -103,7 +103,7 @@ def orthogonality(filters: Tensor) -> float | None:
     return min(1.0, max(0.0, 1 - (total - own) / (n * (n - 1))))
 
 
-def kernels_of(layer: nn.Module) -> Tensor:
+def kernels_of(layer: _ConvNd | nn.Linear) -> Tensor:
     """The weights of a convolution or linear layer as (filters, inputs per group, kernel size)."""
     weight = layer.weight.detach()
     if not isinstance(layer, _ConvNd):
@@ -114,7 +114,7 @@ def kernels_of(layer: nn.Module) -> Tensor:
     return weight.flatten(2)
 
 
-def filter_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def filter_layers(module: nn.Module) -> Iterator[tuple[str, _ConvNd | nn.Linear]]:
     """Every convolution and linear layer with its path, in the network's order; a layer used twice comes once."""
     for path, part in module.named_modules():
         if isinstance(part, (_ConvNd, nn.Linear)) and part.weight.numel():
@@ -135,7 +135,7 @@ def filter_quality(module: nn.Module, limits: Limits | None = None) -> tuple[Fil
     return tuple(_row(path, layer, limits or Limits()) for path, layer in layers)
 
 
-def _row(path: str, layer: nn.Module, limits: Limits) -> FilterRow:
+def _row(path: str, layer: _ConvNd | nn.Linear, limits: Limits) -> FilterRow:
     weights = kernels_of(layer).cpu()
     filters, inputs, size = weights.shape
     largest = weights.abs().amax(2)  # of every kernel
@@ -144,22 +144,22 @@ def _row(path: str, layer: nn.Module, limits: Limits) -> FilterRow:
     zeros = float((weights == 0).double().mean())
     kernels = weights.reshape(-1, size).double().numpy()
     entropy = clean = threshold = ratio = None
+    shape = tuple(layer.kernel_size) if isinstance(layer, _ConvNd) else ()
     if size > 1:
         full = kernels[~sparse.reshape(-1).numpy()]
         entropy, clean = variance_entropy(kernels), variance_entropy(full) if len(full) else 0.0
-        shape = tuple(layer.kernel_size)  # type: ignore[arg-type]  # a convolution
         threshold = random_threshold(len(kernels)) if shape == (3, 3) and len(kernels) >= FEWEST else None
         ratio = entropy / (threshold if threshold is not None else math.log10(size)) if shape != (3, 3) or threshold else None
-    else:
-        shape = (1,) * (weights.ndim - 2) if not isinstance(layer, _ConvNd) else tuple(layer.kernel_size)
     share, dead = float(sparse.double().mean()), float(sparse.all(1).double().mean())
     left = kernels[np.any(kernels != 0, axis=1)]
     holes = float((left == 0).mean()) if left.size else 0.0
-    verdict, reason = _judge(limits, share=share, holes=holes, entropy=entropy, threshold=threshold, n=len(kernels), shape=shape)
+    verdict, reason = _judge(
+        limits, share=share, holes=holes, entropy=entropy, threshold=threshold, n=len(kernels), shape=shape
+    )
     return FilterRow(
         path=path,
         kind=type(layer).__name__,
-        kernel=shape if isinstance(layer, _ConvNd) else (),
+        kernel=shape,
         kernels=len(kernels),
         filters=filters,
         params=weights.numel(),
@@ -190,24 +190,32 @@ def suggested_cut(verdict: Verdict, sparse_filters: float, entropy: float | None
 
 
 def _judge(
-    limits: Limits, *, share: float, holes: float, entropy: float | None, threshold: float | None, n: int, shape: tuple[int, ...]
+    limits: Limits,
+    *,
+    share: float,
+    holes: float,
+    entropy: float | None,
+    threshold: float | None,
+    n: int,
+    shape: tuple[int, ...],
 ) -> tuple[Verdict, str]:
     """The verdict on a layer, and why in words."""
-    masked = holes > MASKED
-    what = "kernels" if entropy is not None else "weights"
-    if entropy is not None and threshold is not None and not masked and entropy > threshold:
-        few = f"; {n} kernels are few, a trained layer can look so" if n < FEW else ""
-        return "random-like", f"H {entropy:.3f} is above {threshold:.3f}, as of untrained weights: train longer{few}"
-    if share > limits.mostly_sparse:
-        return "degenerate", f"{share:.0%} of its {what} are below a hundredth of the largest weight"
-    if entropy is None:
-        return "not judged", "kernels of one weight have no entropy"
-    if shape != (3, 3):
-        return "not judged", f"the threshold is published for 3×3 kernels alone, these are {'×'.join(map(str, shape))}"
-    if threshold is None:
-        return "not judged", f"{n} kernels are too few for a verdict (below {FEWEST})"
-    if masked:
-        return "not judged", f"{holes:.0%} zeros inside the kernels that are left: entropy would only say how they are spread"
-    if entropy < limits.low_entropy * threshold:
-        return "redundant", f"its kernels vary in about {10**entropy:.1f} of 9 directions"
-    return "healthy", "its kernels differ, and not as random ones do"
+    above = entropy is not None and threshold is not None and entropy > threshold
+    advice = "train longer" if n >= FEW else f"or trained, {n} kernels are too few to tell"
+    found: tuple[Verdict, str] = ("healthy", "its kernels differ, and not as random ones do")
+    if above and holes <= MASKED:
+        found = "random-like", f"H {entropy:.3f} is above {threshold:.3f}, as of untrained weights: {advice}"
+    elif share > limits.mostly_sparse:
+        what = "kernels" if entropy is not None else "weights"
+        found = "degenerate", f"{share:.0%} of its {what} are below a hundredth of the largest weight"
+    elif entropy is None:
+        found = "not judged", "kernels of one weight have no entropy"
+    elif shape != (3, 3):
+        found = "not judged", f"the threshold is published for 3×3 kernels alone, these are {'×'.join(map(str, shape))}"
+    elif threshold is None:
+        found = "not judged", f"{n} kernels are too few for a verdict (below {FEWEST})"
+    elif above:
+        found = "not judged", f"{holes:.0%} zeros inside the kernels that are left make H as high as that of untrained weights"
+    elif entropy < limits.low_entropy * threshold:
+        found = "redundant", f"its kernels vary in about {10**entropy:.1f} of 9 directions"
+    return found

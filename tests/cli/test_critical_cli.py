@@ -125,3 +125,14 @@ def test_recording_is_the_task_itself(tiny_npz):
     assert recorded.evaluate(predict, "test") == task.evaluate(predict, "test")
     batch = task.samples("test").__getitems__(range(100))
     np.testing.assert_array_equal(recorded.logits, predict(task.inputs(batch)).numpy())
+
+
+def test_an_option_of_the_data_is_not_lost(cli, dense, tiny_npz):
+    """Without --data nothing would read it; said twice, one of the two would be forgotten."""
+    code, _, err = cli("evaluate", dense, "--data-arg", "critical=3")
+    assert code == 2
+    assert "--data-arg critical=3 goes with --data, and there is none" in err
+    code, _, err = cli("evaluate", dense, "--data", f"npz:{tiny_npz}", "--data-arg", "critical=3", "--data-arg", "critical=7")
+    assert code == 2
+    assert "--data-arg says 'critical' twice" in err
+    assert "critical=a,b" in err

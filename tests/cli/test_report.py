@@ -126,6 +126,14 @@ def test_a_rejected_artifact_is_marked_in_words_and_with_its_reason(whole):
     assert "stage3.2.conv2 overflows half precision on 3 of 64 inputs" in section(page, "parity")
 
 
+def test_what_a_download_costs_stands_beside_the_size_and_a_dash_where_it_is_unknown():
+    told = swap(artifacts()[0], deflated_bytes=123_400)
+    page = section(render(light(artifacts=(told, artifacts()[1]), profile=None)), "parity")
+    assert "Size (kB) Download (kB)" in page
+    assert "1 092.0 123.4" in page
+    assert "1 092.0 123.4" not in section(render(light(artifacts=artifacts()[:2], profile=None)), "parity")
+
+
 def test_an_artifact_whose_parity_failed_is_never_called_proven():
     bad = swap(artifacts()[0], parity=parity(ok=False, db=12.0, evaluator="onnxruntime", reason="12.0 dB"))
     page = render(light(artifacts=(bad.model_copy(update={"status": "accepted"}),), profile=None))

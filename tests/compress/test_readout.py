@@ -213,7 +213,7 @@ def test_what_something_else_than_a_layer_reads_stays(tmp_path):
     result = read_out(net, tmp_path)
     same(before, outputs(net))
     assert result.figures["removed"] == {}
-    assert any("1 channels of a stay: something that is no layer reads them" in note for note in result.notes)
+    assert any("1 channels of b stay: something that is no layer reads them" in note for note in result.notes)
 
 
 def test_channels_that_are_normalised_together_stay(tmp_path):

@@ -1,5 +1,8 @@
+import io
 import os
+import zipfile
 
+import numpy as np
 import pytest
 
 from trimtab.models import files

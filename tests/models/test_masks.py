@@ -50,7 +50,7 @@ def test_attached_masks_zero_their_weights_and_stay_out_of_the_state_dict():
 
 def test_masks_of_another_architecture_are_refused_by_name_and_by_shape():
     net = resnet()
-    with pytest.raises(UserError, match="'no.such', which the network lacks"):
+    with pytest.raises(UserError, match=r"'no\.such', which the network lacks"):
         attach_masks(net, {"no.such": torch.ones(3, dtype=torch.bool)})
     name = next(iter(random_masks(net)))
     with pytest.raises(UserError, match=r"has shape \(2, 2\), the weights"):
