@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 import matplotlib as mpl
-from tables_lottery import ARMS, EXPERIMENTS, load, rounds_of, whole_seeds
+from tables_lottery import ARMS, EXPERIMENTS, finished, rounds_of
 from trials import RESULTS, column
 
 COLOURS = {"plain": "#777777", "rank": "#1f77b4", "gamma-then-rank": "#111111", "strong-gamma": "#2ca02c"}
@@ -16,11 +16,10 @@ def main() -> None:
     mpl.rcParams.update({"svg.hashsalt": "trimtab", "font.size": 9})
     from matplotlib.figure import Figure
 
-    there = {name: record for name in EXPERIMENTS if (record := load(name)) and whole_seeds(record["trials"])["plain"]}
+    there = {name: done[1] for name in EXPERIMENTS if (done := finished(name))}
     figure = Figure(figsize=(9, 2.6 * len(there)), layout="constrained")
     grid = figure.subplots(len(there), 2, squeeze=False)
-    for row, (name, record) in zip(grid, there.items(), strict=True):
-        trials = whole_seeds(record["trials"])
+    for row, (name, trials) in zip(grid, there.items(), strict=True):
         for axes, (key, label) in zip(row, (("auc", "AUC"), ("fnr_at", "missed at 10 % false alarms")), strict=True):
             for arm, text in ARMS.items():
                 numbers = rounds_of(trials, arm)

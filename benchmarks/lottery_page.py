@@ -74,8 +74,15 @@ def _info(rng: np.random.Generator, pictured: np.ndarray, targets: np.ndarray) -
     likeness = rng.uniform(-1, 1, (MODELS, k, k))
     areas = ("auc_margin", "auc_confidence", "auc_norm", "auc_angle", "difference", "low", "high")
     return {
-        **{"format": FORMAT, "created": "2026-01-01T00:00:00+00:00", "command": "", "data": "random", "data_id": "random"},
-        **{"split": "test", "samples": SAMPLES, "classes": [f"class {c}" for c in range(CLASSES)], "seed": 0},
+        "format": FORMAT,
+        "created": "2026-01-01T00:00:00+00:00",
+        "command": "",
+        "data": "random",
+        "data_id": "random",
+        "split": "test",
+        "samples": SAMPLES,
+        "classes": [f"class {c}" for c in range(CLASSES)],
+        "seed": 0,
         "models": [
             {"name": n, "hash": "0" * 64, "accuracy": a, "params": 10_000, "nonzero": 5000, "macs": 300_000}
             for n, a in zip(names, shares["clean"], strict=True)

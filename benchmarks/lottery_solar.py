@@ -105,14 +105,14 @@ def main() -> None:
     if not (work / "lite0" / MANIFEST).exists():
         lite0(work / "lite0")
     recipe.write_text(
-        'format = 1\n[[step]]\nkind = "finetune"\nepochs = 3\nbatch_size = 32\noptimizer = "adamw"\nlr = 0.0005\nwarmup_epochs = 0.5\namp = "off"\n'
+        'format = 1\n[[step]]\nkind = "finetune"\nepochs = 6\nbatch_size = 32\noptimizer = "adamw"\nlr = 0.0005\nwarmup_epochs = 0.5\namp = "off"\n'
     )
     if not (work / "teacher" / MANIFEST).exists():
         trimtab("compress", str(work / "lite0"), "--recipe", str(recipe), *ARGS, "-o", str(work / "teacher"))
     if not (work / "dense" / MANIFEST).exists():
         sets = [
             item
-            for key, value in {**TRAIN, "lr": 0.002, "epochs": 12, "cache_teacher": "true"}.items()
+            for key, value in {**TRAIN, "lr": 0.002, "epochs": 40, "cache_teacher": "true"}.items()
             for item in ("--set", f"{key}={value}")
         ]
         student = ["--student", "mobilenet_v1", "--student-arg", "width=0.5", "--objective", "kd", *sets]

@@ -31,7 +31,6 @@ from trimtab.devices.profile import profile
 from trimtab.export.artifact import Artifact
 from trimtab.export.convert import ConversionError, Converted, convert
 from trimtab.export.source import module_source
-from trimtab.export.worker import Limits
 from trimtab.models import files
 from trimtab.models.errors import UserError
 
@@ -87,9 +86,10 @@ def written(net: Net, module: nn.Module, pair: tuple[str, str], out: Path) -> Co
     """The artifact, proven or not (its size and its speed are what is asked), or why there is none."""
     source = module_source(module, net.source.contract, label=net.name)
     try:
-        return convert(source, [pair], out, real=net.real, calibration=net.calibration, limits=Limits(300))[0]
+        return convert(source, [pair], out, real=net.real, calibration=net.calibration)[0]
     except (ConversionError, UserError) as error:
-        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return said.split(" (/")[0][:300]  # no path of this machine
 
 
 def sizes_of(made: Artifact) -> dict[str, int]:

@@ -20,6 +20,7 @@ import tables_export
 import tables_filters
 import tables_geometry
 import tables_lottery
+import tables_sparse
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,6 +30,7 @@ PAGES = (
     "docs/distillation.md",
     "docs/dynamic.md",
     "docs/export.md",
+    "docs/sparsity.md",
     "docs/filters.md",
     "docs/lottery.md",
     *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")),
@@ -145,6 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_dynamic.tables(),
     **tables_export.tables(),
     **tables_devices.TABLES,
+    **tables_sparse.TABLES,
     **tables_filters.TABLES,
     **tables_lottery.TABLES,
     **tables_geometry.TABLES,

@@ -31,6 +31,15 @@ def load(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def finished(name: str) -> tuple[dict, Trials] | None:
+    """(what an experiment was about, its trials of seeds that every arm has run); None while there is no such seed."""
+    record = load(name)
+    if record is None or not {*ARMS, *ONE_SHOT} <= set(record["trials"]):
+        return None
+    trials = whole_seeds(record["trials"])
+    return (record["about"], trials) if trials["plain"] else None
+
+
 def whole_seeds(trials: Trials) -> Trials:
     """The trials of seeds that every arm has run."""
     common = set.intersection(*(set(of_arm) for of_arm in trials.values()))
@@ -57,10 +66,10 @@ def mean_error(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
 
 def experiment_table(name: str) -> str:
     """Every scenario at four densities: AUC, misses at the common false-alarm rate, and what argmax does."""
-    record = load(name)
-    if record is None or not whole_seeds(record["trials"])["plain"]:
+    done = finished(name)
+    if done is None:
         return NOT_RUN
-    trials = whole_seeds(record["trials"])
+    about, trials = done
     numbers = shown(trials)
     some = next(iter(trials["plain"].values()))
     head = [f"{100 * some[f'{n}_density']:.3g} %" for n in numbers]
@@ -70,7 +79,7 @@ def experiment_table(name: str) -> str:
     ]
     for key, label, digits, scale in (
         ("auc", "AUC", 3, 1.0),
-        ("fnr_at", f"missed at {100 * record['about']['max_fpr']:.0f} % false alarms, %", 1, 100.0),
+        ("fnr_at", f"missed at {100 * about['max_fpr']:.0f} % false alarms, %", 1, 100.0),
     ):
         for arm, text in {**ARMS, **ONE_SHOT}.items():
             own = rounds_of(trials, arm)
@@ -101,11 +110,11 @@ def verdict_table() -> str:
         "|---|---:|---:|---|---|---|---:|",
     ]
     for name, label in EXPERIMENTS.items():
-        record = load(name)
-        if record is None or not whole_seeds(record["trials"])["plain"]:
+        done = finished(name)
+        if done is None:
             rows.append(f"| {label} | {NOT_RUN} | | | | | |")
             continue
-        trials = whole_seeds(record["trials"])
+        trials = done[1]
         plain, black = (statistics.mean(over_rounds(trials, arm, "fnr")) for arm in ("plain", "gamma-then-rank"))
         alarms = [statistics.mean(over_rounds(trials, arm, "fpr")) for arm in ("plain", "gamma-then-rank")]
         dense, last = (column(trials, "plain", f"{n}_auc") for n in (0, rounds_of(trials, "plain")[-1]))

@@ -109,7 +109,8 @@ def _plot(
         for i, (arm, values) in enumerate(lines.items()):
             axes.plot(shares, values, color=plots.SERIES[i], linewidth=1.6, marker="os"[i % 2], markersize=3.5, label=arm)
             if bands:
-                axes.fill_between(shares, *zip(*bands[arm], strict=True), color=plots.SERIES[i], alpha=0.12, linewidth=0)
+                low, high = ([bound[side] for bound in bands[arm]] for side in (0, 1))
+                axes.fill_between(shares, low, high, color=plots.SERIES[i], alpha=0.12, linewidth=0)
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set(xlabel="% of the weights left", ylabel=label)

@@ -120,7 +120,10 @@ def dead(
     spared = bool(gone.all())
     if spared:  # a layer of no channels there can't be
         gone[:: group.channels // group.blocks] = False
-    folds = {m.path: c for m in reading if m.path in where and bool((c := _constants(module, m, gone, fed.get(m.path))).any())}
+    folds: dict[str, Tensor] = {}
+    for m in reading:
+        if m.path in where and bool((c := _constants(module, m, gone, fed.get(m.path))).any()):
+            folds[m.path] = folds[m.path] + c if m.path in folds else c
     return Dead(
         group,
         frozenset(gone.nonzero().flatten().tolist()),

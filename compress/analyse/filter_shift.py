@@ -16,7 +16,7 @@ from ...models.errors import UserError
 from .filters import filter_layers
 
 BINS = 70
-SPLITS = 3
+SPLITS = 30
 """Random splits of the common pool behind `chance`."""
 Kernels = dict[str, np.ndarray]
 """Path of a layer → its kernels (n, 9), in the network's order where that is known."""
@@ -121,16 +121,17 @@ def _shares(counts: np.ndarray) -> np.ndarray:
 
 def _bins(pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bin of every kernel's 9 coefficients (n, 9) over the range common to all, and the variance that each component explains."""
-    centred = pool - pool.mean(0)
-    variances, axes = np.linalg.eigh(centred.T @ centred)
+    columns = np.ascontiguousarray((pool - pool.mean(0)).T)  # (9, n)
+    variances, axes = np.linalg.eigh(columns @ columns.T)
     variances, axes = np.clip(variances[::-1], 0, None), axes[:, ::-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(9)])  # eigenvectors have no sign of their own
-    coefficients = centred @ axes
+    # term by term: a matrix product may round equal kernels differently by their place, and D of a set with itself be above 0
+    coefficients = np.stack([sum((axis[k] * columns[k] for k in range(1, 9)), axis[0] * columns[0]) for axis in axes.T])
     low, high = coefficients.min(), coefficients.max()
     width = (high - low) or 1.0
     binned = np.minimum(((coefficients - low) / width * BINS).astype(np.uint8), BINS - 1)
     total = variances.sum()
-    return binned, variances / total if total > 0 else np.full(9, 1 / 9)
+    return binned.T, variances / total if total > 0 else np.full(9, 1 / 9)
 
 
 def _split(binned: np.ndarray, first: Kernels, second: Kernels) -> tuple[Kernels, Kernels]:

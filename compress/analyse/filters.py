@@ -98,9 +98,11 @@ def orthogonality(filters: Tensor) -> float | None:
     if n < 2:
         return None
     unit = nn.functional.normalize(filters.float(), dim=1)
-    own = float(unit.pow(2).sum(dtype=torch.float64))
-    total = sum(float((part @ unit.T).abs().sum(dtype=torch.float64)) for part in unit.split(1024))
-    return min(1.0, max(0.0, 1 - (total - own) / (n * (n - 1))))
+    total = 0.0
+    for start in range(0, n, 1024):  # ⟨ŵ_i, ŵ_j⟩ = ⟨ŵ_j, ŵ_i⟩: pairs i < j, twice
+        products = (unit[start : start + 1024] @ unit[start:].T).abs()
+        total += 2 * float(products.triu(1).sum(dtype=torch.float64))
+    return min(1.0, max(0.0, 1 - total / (n * (n - 1))))
 
 
 def kernels_of(layer: _ConvNd | nn.Linear) -> Tensor:
@@ -141,31 +143,29 @@ def _row(path: str, layer: _ConvNd | nn.Linear, limits: Limits) -> FilterRow:
     largest = weights.abs().amax(2)  # of every kernel
     # a layer of zeros has no scale: all of its kernels are sparse
     sparse = largest < largest.max() / 100 if largest.max() > 0 else torch.ones_like(largest, dtype=torch.bool)
-    zeros = float((weights == 0).double().mean())
-    kernels = weights.reshape(-1, size).double().numpy()
+    n, holes = filters * inputs, 0.0
     entropy = clean = threshold = ratio = None
     shape = tuple(layer.kernel_size) if isinstance(layer, _ConvNd) else ()
     if size > 1:
+        kernels = weights.reshape(-1, size).double().numpy()
         full = kernels[~sparse.reshape(-1).numpy()]
         entropy, clean = variance_entropy(kernels), variance_entropy(full) if len(full) else 0.0
-        threshold = random_threshold(len(kernels)) if shape == (3, 3) and len(kernels) >= FEWEST else None
+        threshold = random_threshold(n) if shape == (3, 3) and n >= FEWEST else None
         ratio = entropy / (threshold if threshold is not None else math.log10(size)) if shape != (3, 3) or threshold else None
-    share, dead = float(sparse.double().mean()), float(sparse.all(1).double().mean())
-    left = kernels[np.any(kernels != 0, axis=1)]
-    holes = float((left == 0).mean()) if left.size else 0.0
-    verdict, reason = _judge(
-        limits, share=share, holes=holes, entropy=entropy, threshold=threshold, n=len(kernels), shape=shape
-    )
+        left = kernels[np.any(kernels != 0, axis=1)]
+        holes = float((left == 0).mean()) if left.size else 0.0
+    share, dead = _share(sparse), _share(sparse.all(1))
+    verdict, reason = _judge(limits, share=share, holes=holes, entropy=entropy, threshold=threshold, n=n, shape=shape)
     return FilterRow(
         path=path,
         kind=type(layer).__name__,
         kernel=shape,
-        kernels=len(kernels),
+        kernels=n,
         filters=filters,
         params=weights.numel(),
         sparsity=share,
         sparse_filters=dead,
-        zeros=zeros,
+        zeros=_share(weights == 0),
         entropy=entropy,
         threshold=threshold,
         ratio=ratio,
@@ -175,6 +175,10 @@ def _row(path: str, layer: _ConvNd | nn.Linear, limits: Limits) -> FilterRow:
         reason=reason,
         cut=suggested_cut(verdict, dead, entropy, threshold) if isinstance(layer, _ConvNd) else 0.0,
     )
+
+
+def _share(mask: Tensor) -> float:
+    return int(mask.count_nonzero()) / mask.numel()
 
 
 def suggested_cut(verdict: Verdict, sparse_filters: float, entropy: float | None, threshold: float | None) -> float:

@@ -43,7 +43,7 @@ def orthogonality_of(weight):
     flat = weight.reshape(len(weight), -1).double().numpy()
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     n = len(flat)
-    return 1 - sum(abs(unit[i] @ unit[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return 1 - sum(np.abs(unit[i] @ np.delete(unit, i, axis=0).T).sum() for i in range(n)) / (n * (n - 1))
 
 
 # ---------------------------------------------------------------- the figures
@@ -159,6 +159,11 @@ def test_depthwise_grouped_and_transposed_layers():
     assert only(nn.ConvTranspose2d(8, 12, 3, groups=4)).filters == 12
 
 
+def test_filters_beyond_one_block_are_all_compared():
+    weight = normal(1500, 4, 1, 1)
+    assert only(conv(weight)).orthogonality == pytest.approx(orthogonality_of(weight), abs=1e-5)  # float32 products
+
+
 def test_linear_layers_have_sparsity_and_orthogonality():
     row = only(nn.Linear(10, 10, bias=False))
     assert row.entropy is None
@@ -237,6 +242,25 @@ def test_the_same_kernels_have_no_shift_at_all():
     assert found.overall.divergence == 0
     assert all(row.divergence == 0 for row in (*found.layers, *found.depths))
     assert found.overall.chance > 0
+
+
+@pytest.mark.parametrize("n", [7, 100, 1003])
+def test_the_order_of_kernels_is_no_shift(n):
+    kernels = np.random.default_rng(0).normal(size=(n, 9))
+    turned = {"0": kernels[::-1].copy()}
+    assert filter_shift({"0": kernels}, turned).overall.divergence == 0
+
+
+def test_chance_is_what_splits_of_whole_kernels_give():
+    a, b = (np.random.default_rng(seed).normal(size=(400, 9)) for seed in (0, 1))
+    found = filter_shift({"0": a}, {"0": b}).overall.chance
+    pool, rng = np.concatenate([a, b]), np.random.default_rng(2)
+    drawn = []
+    for _ in range(30):
+        order = rng.permutation(800)
+        drawn.append(divergence_of(pool[order[:400]], pool[order[400:]]))
+    # both are means of 30 splits; one split's D varies by its standard deviation
+    assert found == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) * math.sqrt(2 / 30))
 
 
 def test_seeds_lie_nearer_than_trained_and_random():

@@ -84,6 +84,13 @@ function plotLocal(traces) {
   }), CONFIG);
   if (plot.dataset.bound) return;
   plot.dataset.bound = "yes";
+  plot.setAttribute("aria-label", "Samples by angle and norm; arrow keys choose the next or previous sample of view 6");
+  plot.addEventListener("keydown", event => {
+    const by = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    stepSample(by);
+  });
   plot.on("plotly_click", event => { const index = event.points[0].customdata; if (index !== undefined) choose({sample: index}); });
 }
 
@@ -144,6 +151,7 @@ function drawSurvival() {
     xaxis: {title: {text: "tenth of the samples, least first", font: {size: 12}, standoff: 6}, dtick: 1, range: [0.6, 10.4], fixedrange: true},
     yaxis: {title: {text: "stay right, %", font: {size: 12}, standoff: 4}, rangemode: "tozero", fixedrange: true},
   }), CONFIG);
+  plot.setAttribute("aria-label", "Share of samples that stay right, by tenths of their clean margin and of their clean confidence");
   const row = survivalRow();
   say("survival-reading", survivalReading(row));
   const interval = row.low === null ? NONE : `${signed(row.low, 3)} … ${signed(row.high, 3)}`;

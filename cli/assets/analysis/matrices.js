@@ -1,4 +1,6 @@
 // Views 1, 4 and 5: accuracy by model and corruption, likeness of corruptions, classes by model.
+const WORST = 5;
+
 function drawAccuracy() {
   const cells = BOARDS.map((name, b) => models.map((model, m) => {
     const value = accuracy(m, b, state.severity);
@@ -38,14 +40,15 @@ function drawRedundancy() {
     z: r, text: r === null ? NONE : fixed(r, KINDS > 10 ? 1 : 2), title: `${names[i]}, ${names[j]}: ${r === null ? "not defined" : `r = ${fixed(r, 2)}`}`,
   })));
   heatMap("redundancy-plot", {
-    rows: names, columns: names, cells, chosen: state.board ? [state.board - 1, -1] : null, pick: pickPair,
-    range: [-1, 1], scale: diverging(), title: "Likeness of corruptions; arrow keys up and down move the chosen corruption",
+    rows: names, columns: names, cells, chosen: state.board ? [state.board - 1, -1] : null, from: state.board ? [state.board - 1, state.board - 1] : null,
+    pick: pickPair,
+    range: [-1, 1], scale: diverging(), title: "Likeness of corruptions; arrow keys move the chosen corruption",
   });
   say("redundancy-reading", redundancyReading(names, table));
 }
 
-// A click chooses the row's corruption, or in the chosen row the column's; keys move from row to row.
-const pickPair = (r, c, keyed) => choose({board: (keyed || r + 1 !== state.board ? r : c) + 1});
+// A click chooses the row's corruption, or in the chosen row the column's; so does an arrow key, which starts from the diagonal.
+const pickPair = (r, c) => choose({board: (r + 1 !== state.board ? r : c) + 1});
 
 function redundancyReading(names, table) {
   if (KINDS < 2) return "There is one corruption, so nothing to compare it with.";
@@ -92,9 +95,28 @@ function drawClasses() {
   });
   if (state.cls >= 0) showRow(byId("classes-plot"), order.indexOf(state.cls), order.length);
   say("classes-reading", classesReading(order, on));
+  showWorst();
   say("classes-note", MODELS > 1
     ? `The first column is ${models[0]}'s accuracy in percent, the others are changes from it in points, on ${on}${state.board ? ", mean of severities" : ""}.`
     : `Accuracy in percent on ${on}${state.board ? ", mean of severities" : ""}.`);
+}
+
+// The classes that fell most on any data, each once with its largest fall: buttons that choose where that was.
+function showWorst() {
+  const first = data.worst_classes.filter((fall, i, all) => all.findIndex(other => other.index === fall.index) === i).slice(0, WORST);
+  say("classes-worst-head", first.length ? `Worst hit on any data, against ${first[0].against}:` : "No class lost accuracy on any data.");
+  const focused = [...byId("classes-worst").querySelectorAll("button")].indexOf(document.activeElement);
+  byId("classes-worst").replaceChildren(...first.map(fall => {
+    const item = document.createElement("li"), button = document.createElement("button");
+    const place = {cls: fall.index, model: models.indexOf(fall.model), board: BOARDS.indexOf(fall.benchmark)};
+    button.type = "button";
+    button.textContent = `${fall.name}: ${points(-100 * fall.fall)} (${fall.model}, ${fall.benchmark})`;
+    button.setAttribute("aria-pressed", String(Object.keys(place).every(key => state[key] === place[key])));
+    button.addEventListener("click", () => choose(place));
+    item.append(button);
+    return item;
+  }));
+  if (focused >= 0) byId("classes-worst").querySelectorAll("button")[focused].focus({preventScroll: true});
 }
 
 // Many classes stand in a box that scrolls: the chosen row is brought into it.

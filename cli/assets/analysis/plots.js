@@ -19,12 +19,15 @@ const diverging = () => [[0, colour("fall")], [0.5, colour("surface")], [1, colo
 
 // Draws a heat map. `rows` and `columns` are names, `cells[r][c]` {z, text, title}, `chosen` [r, c] (-1: a whole row or column, null:
 // nothing), `pick(r, c)` is called for a click or an arrow key, `range` [least, largest] of the colours.
-function heatMap(id, {rows, columns, cells, chosen, pick, range, scale, title}) {
+function heatMap(id, {rows, columns, cells, chosen, from = chosen, pick, range, scale, title}) {
   const plot = byId(id), most = labelLength(plot.clientWidth), step = Math.max(18, Math.min(28, 460 / rows.length));
   const ticks = names => ({tickmode: "array", tickvals: names.map((_, i) => i), ticktext: names.map(name => literal(shortened(name, most)))});
   const wordy = columns.length > 3 || columns.some(name => name.length > 10);
+  const longest = names => Math.min(most, Math.max(...names.map(name => name.length)));
+  const across = (plot.clientWidth - 6.2 * longest(rows) - 40) / columns.length; // a cell's width, about
+  const legible = across > 6.5 * Math.max(...cells.flat().map(cell => cell.text.length));
   const trace = {
-    type: "heatmap", z: cells.map(row => row.map(cell => cell.z)), text: cells.map(row => row.map(cell => cell.text)),
+    type: "heatmap", z: cells.map(row => row.map(cell => cell.z)), text: cells.map(row => row.map(cell => legible ? cell.text : "")),
     hovertext: cells.map(row => row.map(cell => literal(cell.title))), texttemplate: "%{text}", textfont: {size: 11}, hoverinfo: "text",
     colorscale: scale, zmin: range[0], zmax: range[1], showscale: false, xgap: 1, ygap: 1, hoverongaps: false,
   };
@@ -32,17 +35,17 @@ function heatMap(id, {rows, columns, cells, chosen, pick, range, scale, title}) 
   const [r, c] = chosen || [];
   const box = (x0, x1, y0, y1) => ({type: "rect", x0, x1, y0, y1, line: frame});
   const shapes = chosen ? [box(c < 0 ? -0.5 : c - 0.5, c < 0 ? columns.length - 0.5 : c + 0.5, r < 0 ? -0.5 : r - 0.5, r < 0 ? rows.length - 0.5 : r + 0.5)] : [];
-  const top = wordy ? 12 + 6.2 * Math.min(most, Math.max(...columns.map(name => name.length))) * 0.75 : 28;
+  const slant = 6.2 * longest(columns) * 0.75, top = wordy ? 12 + slant : 28;
   const height = top + 8 + step * rows.length;
   plot.style.height = `${height}px`;
   const bounds = {fixedrange: true, showgrid: false, zeroline: false, ticks: ""};
   Plotly.react(plot, [trace], layout({
-    height, margin: {l: 10, r: wordy ? 34 : 6, t: top, b: 6}, shapes,
-    xaxis: {...bounds, ...ticks(columns), side: "top", tickangle: wordy ? -45 : 0, range: [-0.5, columns.length - 0.5]},
+    height, margin: {l: 10, r: wordy ? Math.max(10, slant - across / 2 + 8) : 6, t: top, b: 6}, shapes,
+    xaxis: {...bounds, ...ticks(columns), side: "top", ticklabeloverflow: "allow", tickangle: wordy ? -45 : 0, range: [-0.5, columns.length - 0.5]},
     yaxis: {...bounds, ...ticks(rows), automargin: true, range: [rows.length - 0.5, -0.5]},
   }), CONFIG);
   plot.setAttribute("aria-label", title);
-  plot.picking = {rows: rows.length, columns: columns.length, at: chosen, pick};
+  plot.picking = {rows: rows.length, columns: columns.length, at: from, pick};
   if (plot.dataset.bound) return;
   plot.dataset.bound = "yes";
   plot.on("plotly_click", event => plot.picking.pick(event.points[0].y, event.points[0].x));

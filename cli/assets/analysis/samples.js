@@ -31,6 +31,13 @@ function drawPictures() {
   say("samples-reading", picturesReading(list, Math.min(count, list.length)));
 }
 
+// The next (1) or previous (-1) picture's sample is chosen; the first where none was.
+function stepSample(by) {
+  const list = pictured(), at = list.findIndex(entry => entry.index === state.sample);
+  const next = list[at < 0 ? 0 : Math.max(0, Math.min(list.length - 1, at + by))];
+  if (next) choose({sample: next.index});
+}
+
 function picturesReading(list, count) {
   const worst = list.find(entry => entry.fall), of = state.cls < 0 ? "" : ` of ${data.classes[state.cls]}`;
   if (!list.length) return `No picture${of} is kept.`;
