@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from trimtab.demo import shipped_bundle
 from trimtab.devices import conditions
 from trimtab.exporting import Settings, export_bundle
 from trimtab.models import files
-from trimtab.models.bundle import Bundle, load_bundle, save_bundle
+from trimtab.models.bundle import MANIFEST, Bundle, load_bundle, save_bundle
 from trimtab.models.masks import attach_masks
 
 RESULT = RESULTS / "lottery" / "readout.json"
@@ -45,7 +46,9 @@ BUDGET_S = 8.0
 
 
 def masked(bundle: Bundle, share: float, folder: Path) -> Bundle:
-    """The Bundle with masks over the smallest `share` of all weights of its convolutions and linear layers."""
+    """The Bundle with masks over the smallest `share` of all weights of its convolutions and linear layers; made once."""
+    if (folder / MANIFEST).exists():
+        return load_bundle(folder)
     module = bundle.module()
     weights = {
         f"{path}.weight": layer.weight.detach()
@@ -63,16 +66,20 @@ def run(bundle: Bundle, steps: list[dict[str, Any]], net: Net, folder: Path) -> 
     return run_recipe(bundle, parse_recipe({"format": 1, "step": steps}, origin="benchmark"), net.task, folder, device="cpu")
 
 
-def latencies(bundles: dict[str, Bundle], net: Net, work: Path) -> dict[str, Any]:
-    """Per runtime how many times as fast as the masked network the others are."""
+def latencies(bundles: dict[str, Bundle], net: Net, kept: dict[str, Any]) -> None:
+    """None; `kept` has per runtime how many times as fast as the masked network the others are, but for what was too noisy."""
     places: dict[str, dict[str, Path]] = {}
-    for arm, bundle in bundles.items():
-        pairs = [("onnx", "fp32"), ("tflite", "fp32")]
-        for made in export_bundle(bundle, pairs, work / arm, task=net.task, label=arm, settings=Settings()):
-            if not made.ok:
-                raise RuntimeError(f"{arm}: {made.artifact.parity.reason}")
-            places.setdefault(made.artifact.format, {})[arm] = made.folder
-    return {runtime: timed(list(places[kind].values()), runtime, budget_s=BUDGET_S) for runtime, kind in RUNTIMES.items()}
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as work:
+        for arm, bundle in bundles.items():
+            pairs = [("onnx", "fp32"), ("tflite", "fp32")]
+            for made in export_bundle(bundle, pairs, Path(work) / arm, task=net.task, label=arm, settings=Settings()):
+                if not made.ok:
+                    raise RuntimeError(f"{arm}: {made.artifact.parity.reason}")
+                places.setdefault(made.artifact.format, {})[arm] = made.folder
+        for runtime, kind in RUNTIMES.items():
+            found = None if runtime in kept else timed(list(places[kind].values()), runtime, budget_s=BUDGET_S)
+            if found:
+                kept[runtime] = found
 
 
 def row(arm: str, step: StepDone | None, bundle: Bundle, net: Net) -> dict[str, Any]:
@@ -86,40 +93,37 @@ def row(arm: str, step: StepDone | None, bundle: Bundle, net: Net) -> dict[str, 
     return found
 
 
-def study(name: str, work: Path) -> dict[str, Any]:
-    """One network at every share of zeros."""
+def study(name: str, kept: dict[str, Any], save: Callable[[], None]) -> None:
+    """One network at every share of zeros, saved share by share. What was trained lies in a folder of its own and is reused."""
     net = NETS[name]()
     bundle = shipped_bundle("fashion-mnist") if name == "resnet20" else load_bundle(KEPT / name)
-    training, rows = NETWORKS[name], {}
-    dense = row("dense", None, bundle, net)["accuracy"]
+    training, work = NETWORKS[name], KEPT / "readout" / name
+    if "dense_accuracy" not in kept:
+        dense = row("dense", None, bundle, net)["accuracy"]
+        kept |= {"about": net.about, "training": training, "dense_accuracy": dense, "shares": {}}
     for share in SHARES:
-        place = work / f"{share:g}"
+        place, found = work / f"{share:g}", kept["shares"].setdefault(f"{100 * share:g} %", {"arms": {}, "latency": {}})
         done = run(masked(bundle, share, place / "masked"), [training, {"kind": "readout"}], net, place / "exact")
         bundle = done[0].bundle  # the next share is pruned from this one
         rough = run(bundle, [APPROXIMATE, training], net, place / "approximate")
-        found = {"masked": bundle, "exact": done[1].bundle, "approximate": rough[1].bundle}
-        rows[f"{100 * share:g} %"] = {
-            "arms": {
-                "masked": row("masked", None, bundle, net),
-                "exact": row("exact", done[1], done[1].bundle, net),
-                "approximate": row("approximate", rough[0], rough[1].bundle, net),
-            },
-            "latency": latencies(found, net, place / "artifacts"),
-        }
-        print(name, share, rows[f"{100 * share:g} %"]["latency"], flush=True)
-    return {"about": net.about, "training": training, "dense_accuracy": dense, "shares": rows}
+        made = {"masked": (None, bundle), "exact": (done[1], done[1].bundle), "approximate": (rough[0], rough[1].bundle)}
+        for arm, (step, result) in made.items():
+            if arm not in found["arms"]:
+                found["arms"][arm] = row(arm, step, result, net)
+        save()
+        if len(found["latency"]) < len(RUNTIMES):
+            latencies({arm: result for arm, (_, result) in made.items()}, net, found["latency"])
+        print(name, share, found["latency"], flush=True)
+        save()
 
 
 def main() -> None:
-    """Writes the result file; a network that is in it is not run again."""
+    """Writes the result file; what is in it is not run again."""
     torch.set_num_threads(1)
     kept = json.loads(RESULT.read_text())["nets"] if RESULT.exists() and "--again" not in sys.argv else {}
     load = conditions.load_average().value
-    for name in NETWORKS:
-        if name in kept:
-            continue
-        with tempfile.TemporaryDirectory(prefix="trimtab-") as work:
-            kept[name] = study(name, Path(work))
+
+    def save() -> None:
         head = {
             "command": "python benchmarks/lottery_readout.py",
             "about": "global magnitude pruning in three steps, one seed; batch 1, one thread",
@@ -127,6 +131,9 @@ def main() -> None:
             "conditions": {**host(VERSIONS), "load_average": [load, conditions.load_average().value]},
         }
         files.write_json(RESULT, {**head, "nets": kept})
+
+    for name in NETWORKS:
+        study(name, kept.setdefault(name, {}), save)
 
 
 if __name__ == "__main__":

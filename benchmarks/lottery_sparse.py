@@ -51,6 +51,8 @@ RUNS = (
     *(("openvino", "openvino", "int8"), ("litert", "tflite", "fp32"), ("litert", "tflite", "int8")),
     *(("ncnn", "ncnn", "fp32"), ("mnn", "mnn", "fp32"), ("executorch", "executorch", "fp32")),
 )
+QUIET = 0.1
+"""How far from 1 the A/A pair's interval may reach: a rule that looks at the dense network alone, whatever the others show."""
 VERSIONS = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "coremltools", "ncnn", "mnn", "executorch")
 
 
@@ -97,8 +99,11 @@ def sizes_of(made: Artifact) -> dict[str, int]:
     return {"size_bytes": made.size_bytes, "deflated_bytes": made.deflated_bytes or 0}
 
 
-def timed(folders: list[Path], runtime: str, *, budget_s: float) -> dict[str, Any]:
-    """How many times as fast as dense (the first) every other variant is, with its interval, and what the A/A pair shows."""
+def timed(folders: list[Path], runtime: str, *, budget_s: float) -> dict[str, Any] | None:
+    """How many times as fast as the first every other variant is, with its interval, and what the A/A pair shows.
+
+    None when the A/A pair says that nothing could have been seen.
+    """
     cpus = conditions.allowed_cpus()
     found = profile(
         folders,
@@ -110,6 +115,9 @@ def timed(folders: list[Path], runtime: str, *, budget_s: float) -> dict[str, An
     )
     (aa,) = found.aa
     ratio = aa.ratio
+    if ratio.reach is None or ratio.reach > QUIET:
+        print(f"{runtime}: too noisy ({ratio}); run this again on a quieter machine", flush=True)
+        return None
     return {
         "p50_ms": {Path(f).parent.name: m.p50_ms for f, m in zip(folders, found.measurements, strict=True)},
         "speedup": {
@@ -145,7 +153,10 @@ def study(name: str, kept: dict[str, Any], work: Path, *, budget_s: float, save:
         print(name, key, f"{time.monotonic() - started:.0f} s", row["sizes"].get(key), row["unable"].get(key), flush=True)
         save()
         for runtime, _, precision in runs if len(folders) == len(ARMS) else ():
-            row["latency"][f"{runtime} {precision}"] = found = timed(folders, runtime, budget_s=budget_s)
+            found = timed(folders, runtime, budget_s=budget_s)
+            if found is None:
+                continue
+            row["latency"][f"{runtime} {precision}"] = found
             shown = {
                 arm: f"{c['ratio']:.3f} [{c['low'] or 0:.3f}, {c['high'] or 0:.3f}]" for arm, c in found["speedup"].items()
             }

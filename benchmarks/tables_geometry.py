@@ -1,4 +1,4 @@
-"""The tables of docs/analyze.md, from results/lottery/geometry*.json."""
+"""The tables of docs/analyze.md, from results/lottery/geometry*.json and page.json."""
 
 from __future__ import annotations
 
@@ -166,10 +166,36 @@ def speed_table() -> str:
     )
 
 
+def page_table() -> str:
+    """What the page of an analysis costs, from results/lottery/page.json."""
+    result = load("page")
+    if result is None:
+        return NOT_RUN
+    rows = [
+        ("page built, seconds (median)", f"{result['build_seconds_median']:.1f}"),
+        ("its size, MB", f"{result['bytes'] / 1e6:.1f}"),
+        ("… of which samples, packed", f"{result['bytes_of_samples'] / 1e6:.1f}"),
+        ("… pictures", f"{result['bytes_of_pictures'] / 1e6:.1f}"),
+        ("… figures", f"{result['bytes_of_figures'] / 1e6:.2f}"),
+    ]
+    if result["shown_seconds"]:
+        rows.append(
+            ("all views shown by headless Chromium, seconds (median)", f"{statistics.median(result['shown_seconds']):.1f}")
+        )
+    lines = [
+        f"`python benchmarks/lottery_page.py`: {result['about']}, so that the size is an upper estimate.",
+        "",
+        "| what | |",
+        "|---|---:|",
+    ]
+    return "\n".join([*lines, *(f"| {what} | {value} |" for what, value in rows)])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "corruptions": corruptions_table,
     "geometry-survival": survival_table,
     "geometry-models": models_table,
     "geometry-redundancy": redundancy_table,
     "geometry-speed": speed_table,
+    "page-cost": page_table,
 }

@@ -58,6 +58,7 @@ def apply(module: nn.Module, task: Task | None, config: ReadoutConfig, context: 
 
     import torch
 
+    from ..models.masks import admit
     from .cost import count
     from .input_dependence import deviation, outputs_of
     from .readout_rounds import Readout
@@ -74,6 +75,7 @@ def apply(module: nn.Module, task: Task | None, config: ReadoutConfig, context: 
         for approximate in phases:
             reader.run(approximate=approximate)
             meter.advance()
+    admit(module)  # a constant may have gone into a pruned bias
     cut = count(module, inputs)
     off = deviation(outputs_of(before, probes), outputs_of(module, probes))
     zeros = {"zeros_before": zero_share(before), "zeros_after": zero_share(module)}

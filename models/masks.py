@@ -56,7 +56,7 @@ def attach_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
     for name, mask in masks.items():
         path, _, own = name.rpartition(".")
         parameter = parameters[name]
-        keep = mask.to(device=parameter.device, dtype=torch.bool)
+        keep = mask.to(device=parameter.device, dtype=torch.bool, copy=True)
         module.get_submodule(path).__dict__.setdefault(ATTRIBUTE, {})[own] = keep
         parameter.masked_fill_(~keep, 0)
 
@@ -98,6 +98,15 @@ def leaked(module: nn.Module) -> list[str]:
         for path, name, parameter, mask in _masked(module)
         if bool(parameter.detach()[~mask.to(parameter.device)].any())
     ]
+
+
+def admit(module: nn.Module) -> tuple[str, ...]:
+    """The names of masked parameters that had been given a value where they were pruned: their masks are opened there."""
+    names = tuple(leaked(module))
+    for path, name, parameter, mask in _masked(module):
+        if (f"{path}.{name}" if path else name) in names:
+            mask.logical_or_(parameter.detach().to(mask.device) != 0)
+    return names
 
 
 def pack_masks(masks: Mapping[str, Tensor]) -> bytes:

@@ -73,12 +73,15 @@ def show(browser, tmp_path):
         path.write_text(record if isinstance(record, str) else render_analysis(record), encoding="utf-8")
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme))
         page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
         shown = Shown(page, [], [])
         page.on("console", lambda message: shown.said.append(message.text))
         page.on("pageerror", lambda error: shown.said.append(str(error)))
         page.on("request", lambda ask: None if ask.url.startswith((path.as_uri(), "data:")) else shown.asked.append(ask.url))
         page.goto(path.as_uri() + at)
-        page.wait_for_selector("html[data-ready]", timeout=60_000)
+        page.wait_for_selector("html[data-ready]", timeout=120_000)
+        if width < 700:  # the controls stand folded up on a narrow screen
+            page.click("#controls summary")
         return shown
 
     yield opened

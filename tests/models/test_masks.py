@@ -10,7 +10,7 @@ from trimtab.models.bundle import MASKS, Manifest, load_bundle, save_bundle
 from trimtab.models.contract import image_classifier
 from trimtab.models.edits import Edit, cut
 from trimtab.models.errors import UserError
-from trimtab.models.masks import attach_masks, density, drop_masks, leaked, masks_of, pack_masks, unpack_masks
+from trimtab.models.masks import admit, attach_masks, density, drop_masks, leaked, masks_of, pack_masks, unpack_masks
 from trimtab.models.source import Architecture
 from trimtab.models.surgery import SurgeryPlan
 
@@ -84,6 +84,20 @@ def test_a_pruned_weight_that_came_back_is_not_saved(tmp_path):
     assert leaked(net) == [name]
     with pytest.raises(UserError, match=f"pruned weights of {name} are not 0"):
         save_bundle(tmp_path / "net", net, manifest())
+
+
+def test_a_value_that_was_meant_is_admitted(tmp_path):
+    net = resnet()
+    masks = random_masks(net)
+    attach_masks(net, masks)
+    name = list(masks)[1]
+    place = tuple((~masks[name]).nonzero()[0].tolist())
+    with torch.no_grad():
+        net.get_parameter(name)[place] = 1.0
+    assert admit(net) == (name,)
+    assert leaked(net) == []
+    assert int(masks_of(net)[name].sum()) == int(masks[name].sum()) + 1
+    save_bundle(tmp_path / "net", net, manifest())
 
 
 def test_packed_masks_are_smaller_than_a_bit_a_weight_when_sparse():
