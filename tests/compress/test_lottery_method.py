@@ -249,3 +249,37 @@ def test_scenarios_are_the_papers_curves():
     assert LotteryConfig().emphasis(1, critical=False).plain
     assert LotteryConfig().emphasis(1, critical=True).gamma == 5
     assert LotteryConfig(critical_weight=(2, 3), rank_weight=(0,)).emphasis(7, critical=True).gamma == 3
+
+
+def test_several_critical_classes_are_one_group_of_positives(parent, tmp_path):
+    step = run(parent, tmp_path / "w", density=0.5, critical=["class 1", "class 3"], rank="pairwise", control=False)
+    found = step.figures["rounds"][-1]["critical"]["argmax"]["test"]
+    targets = make_task().samples("test").targets
+    assert found["positives"] == int(np.isin(targets, (1, 3)).sum())
+    assert found["positives"] + found["negatives"] == len(targets)
+
+
+@pytest.mark.parametrize(("weights", "beta"), [("critical", 0.99997), ("effective", 0.9)])
+def test_the_rounds_loss_is_the_papers_sum(weights, beta):
+    """γ·cross-entropy + λ·hinge on real logits, against the pieces put together by hand."""
+    from trimtab.compress.lottery.config import Emphasis
+    from trimtab.compress.lottery.judging import Judge
+    from trimtab.compress.lottery.losses import class_rank_loss, effective_weights, weighted_cross_entropy
+    from trimtab.compress.lottery.rounds import round_loss
+    from trimtab.compress.runtime import Runtime
+
+    task = make_task()
+    judge = Judge(task, ("class 2",), Runtime("cpu"))
+    config = LotteryConfig(class_weights=weights, beta=beta, rank="pairwise")
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(64, 4, generator=generator), torch.randint(0, 4, (64,), generator=generator)
+    counts = torch.bincount(torch.from_numpy(task.samples("train").targets), minlength=4)
+    gamma = effective_weights(counts, beta).float() if weights == "effective" else torch.tensor([1.0, 1.0, 5.0, 1.0])
+    loss, parts = round_loss(task, Emphasis(5.0, 2.0), config, judge)(logits, targets)
+    label, rank = weighted_cross_entropy(logits, targets, gamma), class_rank_loss(logits, targets, (2,), "pairwise")
+    assert parts["label"].item() == pytest.approx(label.item())
+    assert parts["rank"].item() == pytest.approx(rank.item())
+    assert loss.item() == pytest.approx(label.item() + 2 * rank.item())
+    plain, nothing = round_loss(task, Emphasis(1.0, 0.0), config, judge)(logits, targets)
+    assert plain.item() == task.loss(logits, targets).item()
+    assert nothing == {}

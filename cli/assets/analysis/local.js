@@ -163,7 +163,7 @@ function drawSurvival() {
 
 function survivalReading(row) {
   const name = models[state.model], where = state.board ? BOARDS[state.board] : "all corruptions together";
-  const stayed = `${whole(row.survived)} of ${whole(row.n)} stay right`;
+  const stayed = `${whole(row.survived)} of ${whole(row.n)} corrupted versions stay right`;
   if (row.auc_margin === null) return `Under ${where}, ${name}: ${row.reason} (${stayed}).`;
   const figures = `AUC ${fixed(row.auc_margin, 3)} against ${fixed(row.auc_confidence, 3)}`;
   const verdict = row.low === null ? "how it compares with confidence is not known" : row.low > 0 ? "better than confidence does" : row.high < 0
