@@ -35,7 +35,7 @@ function heatMap(id, {rows, columns, cells, chosen, from = chosen, pick, range, 
   const [r, c] = chosen || [];
   const box = (x0, x1, y0, y1) => ({type: "rect", x0, x1, y0, y1, line: frame});
   const shapes = chosen ? [box(c < 0 ? -0.5 : c - 0.5, c < 0 ? columns.length - 0.5 : c + 0.5, r < 0 ? -0.5 : r - 0.5, r < 0 ? rows.length - 0.5 : r + 0.5)] : [];
-  const slant = 6.2 * longest(columns) * 0.75, top = wordy ? 12 + slant : 28;
+  const slant = 6.8 * longest(columns) * 0.75, top = wordy ? 16 + slant : 28;
   const height = top + 8 + step * rows.length;
   plot.style.height = `${height}px`;
   const bounds = {fixedrange: true, showgrid: false, zeroline: false, ticks: ""};
