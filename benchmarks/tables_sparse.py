@@ -16,6 +16,10 @@ NAMES = {
 }  # fmt: skip
 AT = "95 %"
 """The share of zeros that verdicts are about."""
+RUNS = (
+    *("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino int8", "litert fp32", "litert int8"),
+    *("ncnn fp32", "mnn fp32", "executorch fp32"),
+)
 
 
 def load(name: str) -> dict | None:
@@ -98,7 +102,16 @@ def verdicts() -> str:
     for net, row in result["nets"].items():
         for key, found in row["latency"].items():
             told.setdefault(key, []).append(f"{net}: {_verdict(found['speedup'])}")
-    return "\n".join(f"- **{named(key)}**: {'; '.join(words)}." for key, words in told.items())
+    lines = [f"- **{named(key)}**: {'; '.join(words)}." for key, words in told.items()]
+    missing = [
+        f"{named(key)} ({net})"
+        for net in NETS
+        for key in RUNS
+        if key not in result["nets"].get(net, {"latency": {}})["latency"]
+    ]
+    if missing:
+        lines.append(f"- Not measured, or on too busy a machine to say anything: {', '.join(missing)}.")
+    return "\n".join(lines)
 
 
 def _verdict(speedup: Mapping[str, Mapping[str, Any]]) -> str:

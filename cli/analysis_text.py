@@ -19,8 +19,8 @@ def say_analysis(info: Mapping[str, Any]) -> None:
     output.table(title, columns, [_model_row(info, m) for m in range(len(info["models"]))])
     output.say()
     pooled = [row for row in info["survival"] if row["corruption"] == "all"]
-    columns = ("survival", ">AUC margin", ">confidence", ">difference", ">95 % interval")
-    output.table("what foretells who stays right, all corruptions together", columns, [_survival_row(row) for row in pooled])
+    foretells = ("survival", ">AUC margin", ">confidence", ">difference", ">95 % interval")
+    output.table("what foretells who stays right, all corruptions together", foretells, [_survival_row(row) for row in pooled])
     for row in pooled:
         if row["reason"]:
             output.say(f"{row['model']}: {row['reason']}")
