@@ -12,7 +12,6 @@ EXPERIMENTS = {
     "fashion_alexnet_like": "shirts, AlexNet-like",
     "fashion_mobilenet_like": "shirts, MobileNet-like",
     "elpv_alexnet_like": "solar cells, AlexNet-like",
-    "elpv_mobilenet_like": "solar cells, MobileNet-like",
 }
 ARMS = {
     "plain": "plain (γ = 1, λ = 0)",

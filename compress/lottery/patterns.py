@@ -22,9 +22,9 @@ def as_weight(matrix: Tensor, shape: torch.Size) -> Tensor:
 
 
 def block_scores(weight_scores: Tensor, pattern: Pattern) -> Tensor:
-    """The mean score of every block, (blocks down, blocks across); blocks at the edges may be smaller."""
+    """The mean score of every block, (blocks down, blocks across); blocks at the edges may be smaller. Single weights: as they are."""
     if pattern.rows * pattern.columns == 1:
-        return as_matrix(weight_scores)
+        return weight_scores
     matrix = as_matrix(weight_scores)
     pooled = F.avg_pool2d(matrix[None, None], (pattern.rows, pattern.columns), ceil_mode=True, count_include_pad=False)
     return pooled[0, 0]
@@ -32,9 +32,10 @@ def block_scores(weight_scores: Tensor, pattern: Pattern) -> Tensor:
 
 def from_blocks(blocks: Tensor, shape: torch.Size, pattern: Pattern) -> Tensor:
     """A mask of `shape` from one bool per block."""
-    if pattern.rows * pattern.columns > 1:
-        rows, columns = shape[0], max(1, shape.numel() // shape[0])
-        blocks = blocks.repeat_interleave(pattern.rows, 0)[:rows].repeat_interleave(pattern.columns, 1)[:, :columns]
+    if pattern.rows * pattern.columns == 1:
+        return blocks
+    rows, columns = shape[0], max(1, shape.numel() // shape[0])
+    blocks = blocks.repeat_interleave(pattern.rows, 0)[:rows].repeat_interleave(pattern.columns, 1)[:, :columns]
     return as_weight(blocks, shape).contiguous()
 
 

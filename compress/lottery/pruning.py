@@ -69,6 +69,8 @@ def prune(
 
 def _units(score: Tensor, mask: Tensor, pattern: Pattern) -> Tensor:
     """What is pruned together, with its score; -inf where nothing of it is left."""
+    if pattern.rows * pattern.columns == 1:
+        return score.masked_fill(~mask, -torch.inf)
     alive = block_scores(mask.float(), pattern) > 0
     return block_scores(score.masked_fill(~mask, 0), pattern).masked_fill(~alive, -torch.inf)
 
