@@ -145,7 +145,8 @@ def readout_table() -> str:
     result = load("readout")
     if result is None:
         return NOT_RUN
-    runtimes = list(next(iter(next(iter(result["nets"].values()))["shares"].values()))["latency"])
+    found = [share for row in result["nets"].values() for share in row["shares"].values()]
+    runtimes = list(dict.fromkeys(runtime for share in found for runtime in share["latency"]))
     lines = [
         f"Times as fast as the masked network, with 95 % intervals; **bold**: beyond the A/A pair's noise. {conditions(result)}.",
         "",
@@ -160,6 +161,9 @@ def readout_table() -> str:
             for arm, facts in found["arms"].items():
                 cells = []
                 for runtime in runtimes:
+                    if runtime not in found["latency"]:
+                        cells.append("too noisy")
+                        continue
                     c = found["latency"][runtime]["speedup"].get(arm)
                     cells.append("1" if c is None else f"**{interval(c)}**" if c["significant"] else interval(c))
                 lines.append(f"| {net} | {share} | {arm} | {_facts(facts)} | " + " | ".join(cells) + " |")

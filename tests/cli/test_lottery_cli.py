@@ -69,9 +69,7 @@ def test_a_sparse_bundle_exports_with_its_zeros(cli, dense, tmp_path):
 def test_a_critical_lottery_in_the_report(cli, dense, tiny_npz, tmp_path):
     more = 'critical = ["3", "7"]'
     data = ("--data", f"npz:{tiny_npz}", "--data-arg", "val_fraction=0.3")
-    code, out, _ = cli(
-        "run", dense, *data, "--recipe", recipe(tmp_path, more), "--to", "onnx", "-o", "job"
-    )
+    code, out, _ = cli("run", dense, *data, "--recipe", recipe(tmp_path, more), "--to", "onnx", "-o", "job")
     assert code == 0
     assert "rounds (test), 3, 7 critical" in out
     assert "Against the control, plain lottery pruning with its threshold moved: AUC" in out
