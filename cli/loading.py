@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 DEFAULT_TASK = "classification"
 
 
-def keywords(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """`key=value` pairs as keyword arguments; values are Python literals (1, 0.5, true, (1, 2)) or plain words."""
+def keywords(pairs: Sequence[str], flag: str, *, once: bool = False) -> dict[str, Any]:
+    """`key=value` pairs as keyword arguments; values are Python literals (1, 0.5, true, (1, 2)) or plain words.
+
+    A key said again replaces what it was, or, with `once`, is refused.
+    """
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"{flag} {pair!r} is not key=value", hint=f"{flag} width=0.5")
-        if key in found:
+        if once and key in found:
             raise UserError(f"{flag} says {key!r} twice", hint=f"say it once; several values go into one: {flag} {key}=a,b")
         found[key] = literal(text)
     return found
@@ -48,7 +51,7 @@ def task_options(chosen: Selection, size: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "data": _absolute(chosen.data or ""),
         "seed": chosen.seed,
-        **keywords(chosen.data_args, "--data-arg"),
+        **keywords(chosen.data_args, "--data-arg", once=True),
     }
     if size:
         options["size"] = image_size(size)

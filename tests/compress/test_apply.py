@@ -26,6 +26,7 @@ MINIMAL = {
     "mae": {**QUICK, "warmup_epochs": 0.0, "decoder_dim": 16, "decoder_depth": 1},
     "static-average": {"images": 64},
     "lottery": {**QUICK, "density": 0.4},
+    "readout": {"fold": "approximate"},
     "threshold": {"critical": ["3"], "max_fpr": 0.2},
     "ftwt": {**QUICK, "r": 0.8},
     "route": {**QUICK, "ratios": [0.5, 1.0], "round_to": 1, "score_images": 32},
@@ -54,6 +55,12 @@ def subject(request, parent, task, tmp_path):
     kind = request.node.callspec.params["kind"]
     if kind in GATED:
         return save_gated(tmp_path / "subject", parent)
+    if kind == "readout":
+        net = parent.module()
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.groups == 1:
+                layer.weight.data[: layer.out_channels // 2] = 0
+        return save_bundle(tmp_path / "subject", net, parent.manifest)
     if kind not in NETWORKS:
         return parent
     name, kwargs = NETWORKS[kind]
