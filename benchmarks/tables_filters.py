@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from trials import RESULTS, column, paired, verdict
+from trials import column, paired, stored, verdict
 
 LAYERS = (1, 2, 3, 4)
 NOT_RUN = "_not run_"
 WIDE, NARROW, MUCH, LITTLE = 48, 8, 3000, 300
-
-
-def load() -> dict | None:
-    """The result file, or None when the experiment has not been run."""
-    path = RESULTS / "lottery" / "filters.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def shown(values: Sequence[float], digits: int = 3) -> str:
@@ -27,7 +20,7 @@ def shown(values: Sequence[float], digits: int = 3) -> str:
 
 def quality_table() -> str:
     """Every arm: accuracy, H/T_H by layer, and the shares of layers called random-like and redundant."""
-    result = load()
+    result = stored("filters")
     if result is None:
         return NOT_RUN
     trials, about = result["trials"], result["about"]
@@ -51,7 +44,7 @@ def quality_table() -> str:
 
 def shift_table() -> str:
     """D between networks, as a whole and by layer, beside what chance gives."""
-    result = load()
+    result = stored("filters")
     if result is None:
         return NOT_RUN
     trials = result["trials"]
@@ -74,7 +67,7 @@ def _with_chance(trials: Mapping, arm: str, suffix: str) -> str:
 
 def verdict_table() -> str:
     """The paper's claims, by paired tests over seeds."""
-    result = load()
+    result = stored("filters")
     if result is None:
         return NOT_RUN
     trials = result["trials"]

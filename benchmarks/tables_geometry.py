@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from trials import RESULTS, column, paired, verdict
+from trials import column, mean_error, paired, stored, verdict
 
 NOT_RUN = "_not run_"
 TOP = 6
 """Pairs of corruptions that the redundancy table names."""
-
-
-def load(name: str) -> dict | None:
-    """A result file, or None when the experiment has not been run."""
-    path = RESULTS / "lottery" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def groups(trials: Mapping[str, object]) -> dict[str, list[str]]:
@@ -29,12 +22,6 @@ def groups(trials: Mapping[str, object]) -> dict[str, list[str]]:
 def by_seed(trials: Mapping, arms: Sequence[str], figure: str) -> list[float]:
     """A figure's mean over arms, seed by seed."""
     return [statistics.mean(values) for values in zip(*(column(trials, arm, figure) for arm in arms), strict=True)]
-
-
-def mean_error(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard error over seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}".replace("-", "−")
 
 
 def corruptions_table() -> str:
@@ -51,7 +38,7 @@ def corruptions_table() -> str:
 
 def survival_table() -> str:
     """Clean margin against clean confidence: AUCs for survival, their difference, its verdict."""
-    result = load("geometry")
+    result = stored("geometry")
     if result is None:
         return NOT_RUN
     trials, about = result["trials"], result["about"]
@@ -78,7 +65,7 @@ def survival_table() -> str:
 
 def models_table() -> str:
     """What pruning did: accuracies, the angle, and what each clean figure tells of survival under all corruptions."""
-    result = load("geometry")
+    result = stored("geometry")
     if result is None:
         return NOT_RUN
     trials = result["trials"]
@@ -104,7 +91,7 @@ def models_table() -> str:
 
 def redundancy_table() -> str:
     """Correlations of margin shifts within families and between them, and the most alike pairs."""
-    result = load("geometry")
+    result = stored("geometry")
     if result is None:
         return NOT_RUN
     trials, families = result["trials"], result["about"]["corruptions"]
@@ -150,7 +137,7 @@ def redundancy_table() -> str:
 
 def speed_table() -> str:
     """Seconds of an analysis, and of making the corruptions."""
-    result = load("geometry-speed")
+    result = stored("geometry-speed")
     if result is None:
         return NOT_RUN
     making = result["corrupt_10k_seconds"]
@@ -168,7 +155,7 @@ def speed_table() -> str:
 
 def page_table() -> str:
     """What the page of an analysis costs, from results/lottery/page.json."""
-    result = load("page")
+    result = stored("page")
     if result is None:
         return NOT_RUN
     rows = [

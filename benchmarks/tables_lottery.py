@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from trials import RESULTS, column, paired, verdict
+from trials import column, mean_error, paired, stored, verdict
 
 EXPERIMENTS = {
     "fashion_alexnet_like": "shirts, AlexNet-like",
@@ -24,15 +23,9 @@ NOT_RUN = "_not run_"
 Trials = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def load(name: str) -> dict | None:
-    """A result file, or None when the experiment has not been run."""
-    path = RESULTS / "lottery" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def finished(name: str) -> tuple[dict, Trials] | None:
     """(what an experiment was about, its trials of seeds that every arm has run); None while there is no such seed."""
-    record = load(name)
+    record = stored(name)
     if record is None or not {*ARMS, *ONE_SHOT} <= set(record["trials"]):
         return None
     trials = whole_seeds(record["trials"])
@@ -55,12 +48,6 @@ def shown(trials: Trials) -> list[int]:
     """Four rounds of the iterative arms: the first, the last, two between."""
     numbers = rounds_of(trials, "plain")
     return numbers if len(numbers) <= 4 else [numbers[0], numbers[2], numbers[4], numbers[-1]]
-
-
-def mean_error(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
-    """Mean ± standard error over seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * error:.{digits}f}".replace("-", "−")
 
 
 def experiment_table(name: str) -> str:
@@ -141,7 +128,7 @@ def said(a: Sequence[float], b: Sequence[float], scale: float = 1.0, unit: str =
 
 def speed_table() -> str:
     """Masking a large network, and a training step under masks."""
-    record = load("speed")
+    record = stored("speed")
     if record is None:
         return NOT_RUN
     rows = ["| what | measured | goal |", "|---|---:|---:|"]
@@ -161,7 +148,7 @@ def speed_table() -> str:
 
 def solar_table() -> str:
     """The solar-cell job: before and after."""
-    record = load("solar")
+    record = stored("solar")
     if record is None:
         return NOT_RUN
     dense, small = record["rates"]["dense"], record["rates"]["small"]

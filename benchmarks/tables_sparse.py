@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trials import RESULTS
+from trials import stored
 
 NOT_RUN = "_not run_"
 NETS = ("resnet20", "mobilenet_v1")
@@ -20,12 +19,6 @@ RUNS = (
     *("onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino int8", "litert fp32", "litert int8"),
     *("ncnn fp32", "mnn fp32", "executorch fp32"),
 )
-
-
-def load(name: str) -> dict | None:
-    """A result file, or None when the experiment has not been run."""
-    path = RESULTS / "lottery" / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def named(key: str) -> str:
@@ -50,7 +43,7 @@ def conditions(result: Mapping[str, Any]) -> str:
 
 def sizes_table(net: str) -> str:
     """File and download size of every format at every share of zeros, in kB."""
-    result = load("sparse")
+    result = stored("sparse")
     if result is None or net not in result["nets"]:
         return NOT_RUN
     row, arms = result["nets"][net], list(result["arms"])
@@ -76,7 +69,7 @@ def _size(found: Mapping[str, int] | None) -> str:
 
 def latency_table(net: str) -> str:
     """How many times as fast as dense every variant is, in every runtime."""
-    result = load("sparse")
+    result = stored("sparse")
     if result is None or net not in result["nets"]:
         return NOT_RUN
     latency, arms = result["nets"][net]["latency"], [arm for arm in result["arms"] if arm != "0 %"]
@@ -95,7 +88,7 @@ def latency_table(net: str) -> str:
 
 def verdicts() -> str:
     """One sentence a runtime: whether zeros made anything faster."""
-    result = load("sparse")
+    result = stored("sparse")
     if result is None:
         return NOT_RUN
     told: dict[str, list[str]] = {}
@@ -126,7 +119,7 @@ def _verdict(speedup: Mapping[str, Mapping[str, Any]]) -> str:
 
 def downloads() -> str:
     """What share of the dense download is left, format by format."""
-    result = load("sparse")
+    result = stored("sparse")
     if result is None:
         return NOT_RUN
     arms = [arm for arm in result["arms"] if arm != "0 %"]
@@ -142,7 +135,7 @@ def downloads() -> str:
 
 def readout_table() -> str:
     """Dead channels sliced: MACs, accuracy, and latency against the masked network of the same weights."""
-    result = load("readout")
+    result = stored("readout")
     if result is None:
         return NOT_RUN
     found = [share for row in result["nets"].values() for share in row["shares"].values()]

@@ -121,3 +121,15 @@ def verdict(d: Difference) -> str:
 def column(trials: Mapping[str, Mapping[str, Mapping[str, float]]], arm: str, figure: str) -> list[float]:
     """One figure of an arm, by seed."""
     return [trials[arm][seed][figure] for seed in sorted(trials[arm], key=int)]
+
+
+def stored(name: str, folder: str = "lottery") -> dict[str, Any] | None:
+    """A result file, or None when the experiment has not been run."""
+    path = RESULTS / folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def mean_error(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    """Mean ± standard error over seeds, as it is printed."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{scale * statistics.mean(values):.{digits}f} ± {scale * error:.{digits}f}".replace("-", "−")

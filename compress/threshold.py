@@ -68,21 +68,23 @@ def threshold(module: nn.Module, task: Task | None, config: ThresholdConfig, con
     import numpy as np
 
     from ..models.tasks.critical import require_samples
-    from .lottery.judging import outputs_of
+    from .evaluation import measured, targets_of
     from .runtime import Runtime
 
     if task is None:
         raise UserError("threshold needs data, and this run has none", hint="add --data elpv, folder:PATH, …")
     critical = _critical(task, config)
-    positive = critical.positive(_targets(task, config.max_eval))
+    positive = critical.positive(targets_of(task, "val", limit=config.max_eval))
     require_samples(positive, f"the {len(positive)} validation samples of {task.data}", critical=critical)
     runtime = Runtime(context.device, amp="off")
     path, layer = head_with_bias(module, task.inputs(task.samples("val").__getitems__([0])), critical, path=config.classifier)
-    metrics, logits = outputs_of(module, task, "val", runtime, limit=config.max_eval)
+    metrics, outputs = measured(module, task, "val", runtime=runtime, limit=config.max_eval)
+    logits = outputs.numpy()
     score = critical.score(logits)
     t, rule = _chosen(score, positive, task, config, context, critical=critical, runtime=runtime)
     fold(layer, critical, t)
-    metrics_after, logits_after = outputs_of(module, task, "val", runtime, limit=config.max_eval)
+    metrics_after, outputs = measured(module, task, "val", runtime=runtime, limit=config.max_eval)
+    logits_after = outputs.numpy()
     wanted = logits.astype(np.float64)
     wanted[:, list(critical.indices)] -= t
     if np.abs(logits_after - wanted).max() > TOLERANCE * (np.abs(logits).max() + abs(t) + 1):
@@ -174,19 +176,6 @@ def _critical(task: Task, config: ThresholdConfig) -> Critical:
     return critical_classes(names, task.contract.classes)
 
 
-def _targets(task: Task, limit: int) -> np.ndarray:
-    """int64 (n,): the classes of the first `limit` (0: all) validation samples."""
-    import numpy as np
-
-    samples = task.samples("val")
-    count = min(limit or len(samples), len(samples))
-    own = getattr(samples, "targets", None)
-    if own is not None:
-        return np.asarray(own)[:count]
-    parts = [samples.__getitems__(range(i, min(i + 256, count))).targets.numpy() for i in range(0, count, 256)]
-    return np.concatenate(parts)
-
-
 def _chosen(
     score: np.ndarray,
     positive: np.ndarray,
@@ -199,7 +188,7 @@ def _chosen(
 ) -> tuple[float, str]:
     """(threshold, the rule that it follows in words)."""
     from ..models.tasks.critical import rates, threshold_for_fnr, threshold_for_fpr
-    from .lottery.judging import outputs_of
+    from .evaluation import measured
 
     if config.max_fnr is not None:
         return threshold_for_fnr(score, positive, config.max_fnr), f"FNR ≤ {config.max_fnr:g}"
@@ -207,8 +196,8 @@ def _chosen(
         return threshold_for_fpr(score, positive, config.max_fpr), f"FPR ≤ {config.max_fpr:g}"
     reference = score
     if context.steps:
-        _, logits = outputs_of(context.parent.module(), task, "val", runtime, limit=config.max_eval)
-        reference = critical.score(logits)
+        _, outputs = measured(context.parent.module(), task, "val", runtime=runtime, limit=config.max_eval)
+        reference = critical.score(outputs.numpy())
     own = rates(reference, positive).fpr or 0.0
     return threshold_for_fpr(score, positive, own), f"FPR ≤ {own:.4g}, the parent's at argmax"
 

@@ -62,7 +62,7 @@ def static_average(module: nn.Module, task: Task | None, config: StaticAverageCo
     from ..runtime import Runtime
     from .average import average_plan, silence
 
-    bundle = context.steps[-1] if context.steps else context.parent
+    bundle = context.current
     if task is None:
         raise UserError("static-average needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, …")
     if bundle.plan.routes:

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...models.errors import UserError
 from ...models.tasks.critical import Critical, Rates, critical_classes, rates, threshold_for_fpr
 from ...models.tasks.intervals import bootstrap, paired_difference
-from ..runtime import Runtime, home_of
+from ..evaluation import measured, targets_of
+from ..runtime import Runtime
 
 if TYPE_CHECKING:
     from ...models.tasks.task import Split, Task
@@ -63,12 +63,7 @@ class Judge:
 
     def targets(self, split: Split) -> np.ndarray:
         """int64 (n,): the classes of a split's samples, those that are measured."""
-        samples = self.task.samples(split)
-        own = getattr(samples, "targets", None)
-        count = min(len(samples), self.limit) if self.limit and split == "val" else len(samples)
-        if own is None:
-            own = torch.cat([samples.__getitems__(range(i, min(i + 256, count))).targets for i in range(0, count, 256)])
-        return np.asarray(own)[:count]
+        return targets_of(self.task, split, limit=self.limit if split == "val" else 0)
 
     def positive(self, split: Split) -> np.ndarray:
         """bool (n,): whether a split's samples belong to critical classes."""
@@ -79,11 +74,10 @@ class Judge:
         metrics: dict[str, dict[str, float]] = {}
         scores: dict[str, np.ndarray] = {}
         for split in SPLITS:
-            metrics[split], logits = outputs_of(
-                module, self.task, split, self.runtime, limit=self.limit if split == "val" else 0
-            )
+            limit = self.limit if split == "val" else 0
+            metrics[split], outputs = measured(module, self.task, split, runtime=self.runtime, limit=limit)
             if self.critical is not None:
-                scores[split] = self.critical.score(logits)
+                scores[split] = self.critical.score(outputs.numpy())
         return metrics, scores
 
     def threshold(self, scores: dict[str, np.ndarray], max_fpr: float) -> float:
@@ -116,26 +110,3 @@ class Judge:
             self.positive("test"),
             seed=seed,
         )
-
-
-def outputs_of(
-    module: nn.Module, task: Task, split: Split, runtime: Runtime, *, limit: int = 0
-) -> tuple[dict[str, float], np.ndarray]:
-    """(the task's metrics, outputs (n, …) float32) over the first `limit` (0: all) samples of a split, in one pass, in eval mode."""
-    home, modes = home_of(module), [(part, part.training) for part in module.modules()]
-    seen: list[Tensor] = []
-
-    def predict(inputs: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(runtime.device.type, enabled=False):
-            found = module(runtime.layout(inputs.to(runtime.device)))
-        seen.append(found.float().cpu())
-        return found
-
-    runtime.place(module).eval()
-    try:
-        metrics = task.evaluate(predict, split, limit=limit or None)
-    finally:
-        module.to(home)
-        for part, training in modes:
-            part.training = training
-    return metrics, torch.cat(seen).numpy()

@@ -97,8 +97,6 @@ class _Run:
             if self._breaks_budget(found):
                 break
             self.chosen = found.number
-        if control is not None and isinstance(control, Iterator):
-            control.close()  # type: ignore[attr-defined]  # a generator
 
     def _controlled(self) -> bool:
         """Whether a plain lottery runs beside: asked for, and not the same thing."""

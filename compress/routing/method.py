@@ -14,7 +14,6 @@ from ..trainconfig import TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...models.bundle import Bundle
     from ...models.tasks.task import Task
 
 MOST = 8
@@ -167,9 +166,4 @@ def route(module: nn.Module, task: Task | None, config: RouteConfig, context: Co
         raise UserError("route needs data, and this run has none", hint="add --data fashion-mnist, folder:PATH, …")
     from .run import Run
 
-    return Run(module, task, config, context, source_of(context)).result()
-
-
-def source_of(context: Context) -> Bundle:
-    """The Bundle that the network of this step came from."""
-    return context.steps[-1] if context.steps else context.parent
+    return Run(module, task, config, context, context.current).result()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from training_kit import FakeBundle, make_context, make_net, make_task, train
+from training_kit import FakeBundle, lively, make_context, make_net, make_task, train
 
 from trimtab.compress.cost import count
 from trimtab.compress.distill.features import accuracy_by_features, choose_k, linear_head
@@ -34,18 +34,6 @@ CLASSIFIER = {
     "efficientnet_lite0": "_fc",
     "vgg16_bn": "classifier",
 }
-
-
-def lively(module):
-    """The module with norm statistics that make every channel matter, in eval mode."""
-    torch.manual_seed(1)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.3)
-            m.running_var.uniform_(0.5, 2)
-            m.weight.data.uniform_(0.5, 1.5)
-            m.bias.data.normal_(0, 0.3)
-    return module.eval()
 
 
 def zoo(name, **more):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_kit import lively
 from user_net import UserNet
 
 from trimtab.compress.cost import count
@@ -25,18 +26,6 @@ def read_out(module, tmp_path, *, side=SIDE, **config):
     )
     context = Context(workdir=tmp_path, parent=SimpleNamespace(contract=contract))
     return apply(module, None, ReadoutConfig(**config), context)
-
-
-def lively(module):
-    """The module with norm statistics that make every channel matter, in eval mode."""
-    torch.manual_seed(1)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.3)
-            m.running_var.uniform_(0.5, 2)
-            m.weight.data.uniform_(0.5, 1.5)
-            m.bias.data.normal_(0, 0.3)
-    return module.eval()
 
 
 def chain(*, padding=0, kernel=1, bias=True, norm=False):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from training_kit import lively
 from user_net import UserNet
 
 from trimtab.compress.cost import count
@@ -18,18 +19,6 @@ from trimtab.models.errors import UserError
 def context(tmp_path, side=32):
     contract = image_classifier(channels=3, height=side, width=side, classes=tuple("abcdefghij"), mean=(0,) * 3, std=(1,) * 3)
     return Context(workdir=tmp_path, parent=SimpleNamespace(contract=contract))
-
-
-def lively(module):
-    """The module with norm statistics that make every channel matter, in eval mode."""
-    torch.manual_seed(1)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.3)
-            m.running_var.uniform_(0.5, 2)
-            m.weight.data.uniform_(0.5, 1.5)
-            m.bias.data.normal_(0, 0.3)
-    return module.eval()
 
 
 def silenced(module, plan):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from training_kit import FakeBundle, make_context, make_net, make_task
 
-from trimtab.compress.lottery.judging import outputs_of
+from trimtab.compress.evaluation import measured
 from trimtab.compress.recipe import parse_recipe
 from trimtab.compress.runtime import Runtime
 from trimtab.compress.threshold import ThresholdConfig, fold, head_with_bias, threshold
@@ -30,7 +30,7 @@ def task():
 
 
 def logits_of(module, task, split="val"):
-    return outputs_of(module, task, split, Runtime("cpu", amp="off"))[1]
+    return measured(module, task, split, runtime=Runtime("cpu", amp="off"))[1].numpy()
 
 
 def step(module, task, folder, *, parent=None, steps=(), **config):
