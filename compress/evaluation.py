@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.outputs import first_tensor
 from .runtime import Runtime, home_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def measured(
 
     def predict(inputs: Tensor) -> Tensor:
         with torch.inference_mode(), torch.autocast(runtime.device.type, enabled=False):
-            outputs = module(runtime.layout(inputs.to(runtime.device)))
+            outputs = first_tensor(module(runtime.layout(inputs.to(runtime.device))))
         seen.append(outputs.float().cpu())
         return outputs
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..models.bundle import Bundle
+    from ..models.contract import Contract
     from ..models.source import Architecture
     from ..models.surgery import SurgeryPlan
     from ..models.tasks.task import Task
@@ -78,7 +79,8 @@ class Result:
     """What a step made: the module, the surgery it did on top of what was done before (None: structure untouched), its figures.
 
     With `architecture` the module is another network than the one before: `plan` is then its whole surgery, `output` the entry it
-    picks of what it returns, and `code` its Python file, when it is a user's own.
+    picks of what it returns, and `code` its Python file, when it is a user's own. `contract` is the network's new I/O contract,
+    where the step changed what goes in or comes out.
     """
 
     module: nn.Module
@@ -88,6 +90,7 @@ class Result:
     architecture: Architecture | None = None
     output: str = ""
     code: Path | None = None
+    contract: Contract | None = None
 
 
 class Apply(Protocol):

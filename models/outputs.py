@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -41,6 +41,18 @@ def entries(returned: Any) -> dict[str, Any]:
         fields = getattr(returned, "_fields", None) or [str(i) for i in range(len(returned))]
         return dict(zip(fields, returned, strict=True))
     raise UserError(f"the network returns {type(returned).__name__}", hint="return a tensor, a dict or a tuple of tensors")
+
+
+class AnomalyOutput(NamedTuple):
+    """What a network that looks for anomalies returns: `map` (N, 1, h, w), higher where something is odd, and `score` (N, 1), its maximum."""
+
+    map: Tensor
+    score: Tensor
+
+
+def first_tensor(returned: Any) -> Tensor:
+    """The first tensor that a network returned: the output that its task judges (`Contract.outputs[0]`)."""
+    return next(iter(entries(returned).values()))
 
 
 def require_tensor(returned: Any) -> Tensor:

@@ -63,17 +63,18 @@ class Bottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions and a shortcut; the stride sits on the 3×3, as in torchvision's published weights."""
 
     expansion = 4
+    spread = 1
 
     def __init__(self, inputs: int, planes: int, *, stride: int, option: Shortcut) -> None:
         super().__init__()
-        outputs = planes * self.expansion
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
+        inner, outputs = planes * self.spread, planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
         self.relu2 = nn.ReLU(inplace=True)
-        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = make_shortcut(inputs, outputs, stride=stride, option=option)
         self.relu3 = nn.ReLU(inplace=True)
@@ -84,6 +85,12 @@ class Bottleneck(nn.Module):
         y = self.relu1(self.bn1(self.conv1(x)))
         y = self.relu2(self.bn2(self.conv2(y)))
         return self.relu3(self.bn3(self.conv3(y)) + identity)
+
+
+class WideBottleneck(Bottleneck):
+    """A bottleneck whose 3×3 convolution is twice as wide (Zagoruyko, Komodakis 2016)."""
+
+    spread = 2
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -167,7 +174,7 @@ def _register_cifar(depth: int) -> None:
     )
 
 
-def _register_imagenet(depth: int, block: Block, blocks: tuple[int, ...]) -> None:
+def _register_imagenet(name: str, title: str, block: Block, blocks: tuple[int, ...], source: str) -> None:
     def build(*, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0, small_input: bool = False) -> ResNet:
         check_arguments(num_classes=num_classes, in_channels=in_channels, width=width)
         return ResNet(
@@ -179,13 +186,19 @@ def _register_imagenet(depth: int, block: Block, blocks: tuple[int, ...]) -> Non
             large_stem=not small_input,
         )
 
-    build.__name__ = build.__qualname__ = f"resnet{depth}"
-    build.__doc__ = f"ResNet-{depth} with torchvision's names; `small_input` swaps its 7×7 stem and max pool for one 3×3."
-    card = ArchitectureCard(f"ResNet-{depth} for ImageNet", f"{SOURCE}, table 1", (3, 224, 224))
-    architectures.register(f"resnet{depth}", card)(build)
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{title} with torchvision's names; `small_input` swaps its 7×7 stem and max pool for one 3×3."
+    architectures.register(name, ArchitectureCard(f"{title} for ImageNet", source, (3, 224, 224)))(build)
 
 
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     _register_cifar(_depth)
-_register_imagenet(18, BasicBlock, (2, 2, 2, 2))
-_register_imagenet(50, Bottleneck, (3, 4, 6, 3))
+_register_imagenet("resnet18", "ResNet-18", BasicBlock, (2, 2, 2, 2), f"{SOURCE}, table 1")
+_register_imagenet("resnet50", "ResNet-50", Bottleneck, (3, 4, 6, 3), f"{SOURCE}, table 1")
+_register_imagenet(
+    "wide_resnet101_2",
+    "Wide ResNet-101-2",
+    WideBottleneck,
+    (3, 4, 23, 3),
+    "Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016",
+)

@@ -288,3 +288,16 @@ def deit_small(
 ) -> nn.Module:
     """DeiT-S without its distillation token: dim 384, 12 blocks, 6 heads."""
     return _deit(384, 6, num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=patch, pool=pool)
+
+
+@architectures.register(
+    "deit_base",
+    ArchitectureCard(
+        "DeiT base", "Touvron et al.: Training data-efficient image transformers, ICML 2021, table 1", (3, 224, 224)
+    ),
+)
+def deit_base(
+    *, num_classes: int = 1000, in_channels: int = 3, image_size: int = 224, patch: int = 16, pool: Pool = "cls"
+) -> nn.Module:
+    """DeiT-B without its distillation token, which is ViT-B/16: dim 768, 12 blocks, 12 heads."""
+    return _deit(768, 12, num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch=patch, pool=pool)

