@@ -122,11 +122,11 @@ def shipped_bundle(name: str) -> Bundle:
 def _trained_on_digits(task: Task, folder: Path, seed: int) -> Bundle:
     """A ResNet-20 trained here on the 8×8 digits that ship with scikit-learn: seconds, and nothing to download."""
     from .models.bundle import MANIFEST, load_bundle
+    from .training import training_recipe
     from .workflow import train_baseline
 
     if (folder / MANIFEST).exists():
         return load_bundle(folder)
     output.say("· train a ResNet-20 on digits")
-    return train_baseline(
-        "resnet20", task, folder, config=dict(DIGITS_TRAINING), kwargs={"width": 0.5}, seed=seed, progress=ConsoleProgress()
-    )
+    recipe = training_recipe(None, DIGITS_TRAINING, seed=seed)
+    return train_baseline("resnet20", task, folder, recipe=recipe, kwargs={"width": 0.5}, progress=ConsoleProgress())

@@ -16,7 +16,8 @@ from .exporting import Settings
 from .models import files
 from .pipeline import Run
 from .profile_text import say_profile
-from .record import FailedRecord
+from .record import FailedRecord, PictureRecord
+from .pictures import has_pictures, pictures_of
 from .steps_text import say_step
 
 if TYPE_CHECKING:
@@ -50,22 +51,15 @@ class JobConfig:
     notes: tuple[str, ...] = ()
 
 
-def run_job(parent: Bundle, recipe: Recipe, task: Task, folder: Path, config: JobConfig) -> tuple[RunRecord, Path]:
-    """The record of the run and the path of its report. Stages that are done already are reused."""
-    from .compress.apply import bundle_hashes, file_hashes
-    from .models.bundle import load_bundle
-
-    run = Run(folder)
-    tool = _versions()
-    named = [digest for step in recipe.steps for digest in (*bundle_hashes(step), *file_hashes(step))]
-    inputs = [parent.hash, named, recipe.digest, task.data_id, tool]
-    compressed = run.stage("compress", inputs, lambda work: _compress(parent, recipe, task, work, config))
-    small = load_bundle(folder / "compress" / "bundle")
+def run_job(parent: Bundle, recipe: Recipe | None, task: Task, folder: Path, config: JobConfig) -> tuple[RunRecord, Path]:
+    """The record of the run and the path of its report. Stages that are done already are reused. No recipe: the network as it is."""
+    run, tool = Run(folder), _versions()
+    networks, steps = _networks(run, parent, recipe, task, config, tool)
     records, artifacts, failed = [], [], []
-    for name, bundle in (("parent", parent), ("compressed", small)):
+    for name, bundle in networks.items():
         measured = run.stage(f"evaluate-{name}", [bundle.hash, task.data_id, tool], _evaluator(name, bundle, task, config))
         records.append({**measured, "bundle": bundle.hash})
-    for name, bundle in (("parent", parent), ("compressed", small)):
+    for name, bundle in networks.items():
         made = run.stage(
             f"export-{name}",
             [bundle.hash, config.pairs, config.seed, task.data_id, tool, config.max_drop],
@@ -77,30 +71,40 @@ def run_job(parent: Bundle, recipe: Recipe, task: Task, folder: Path, config: Jo
     shas = [a["artifact"]["sha256"] for a in artifacts]
     settings = [config.threads, config.preset, config.budget_s, list(config.runtimes or ()), config.seed, tool]
     profiled = run.stage("profile", [shas, settings], lambda _: _profile(accepted, config)) if accepted else {"profile": None}
-    record = _record(run, task, config, records, artifacts, profiled, compressed, tool)
-    record = record.model_copy(update={"failed": tuple(FailedRecord(**entry) for entry in failed)})
+    pictures: list[dict[str, Any]] = []
+    if has_pictures(task):
+        last = next(reversed(networks.values()))
+        drawn = run.stage("pictures", [last.hash, task.data_id, tool], lambda _: {"pictures": pictures_of(last, task)})
+        pictures = drawn["pictures"]
+    record = _record(run, task, config, records, artifacts, profiled, steps, tool)
+    told = {"failed": tuple(FailedRecord(**entry) for entry in failed), "pictures": tuple(PictureRecord(**p) for p in pictures)}
+    record = record.model_copy(update=told)
     return record, _write(record, folder)
+
+
+def _networks(
+    run: Run, parent: Bundle, recipe: Recipe | None, task: Task, config: JobConfig, tool: dict[str, str]
+) -> tuple[dict[str, Bundle], list[dict[str, Any]]]:
+    """The run's networks by name, and what the steps reported that made the last one."""
+    from .compress.apply import bundle_hashes, file_hashes
+    from .models.bundle import load_bundle
+    from .workflow import steps_of
+
+    if recipe is None:
+        return {"network": parent}, steps_of(parent)
+    named = [digest for step in recipe.steps for digest in (*bundle_hashes(step), *file_hashes(step))]
+    inputs = [parent.hash, named, recipe.digest, task.data_id, tool]
+    compressed = run.stage("compress", inputs, lambda work: _compress(parent, recipe, task, work, config))
+    return {"parent": parent, "compressed": load_bundle(run.folder / "compress" / "bundle")}, compressed["steps"]
 
 
 def _compress(parent: Bundle, recipe: Recipe, task: Task, work: Path, config: JobConfig) -> dict[str, Any]:
     from .compress.apply import run_recipe
-    from .workflow import install
+    from .workflow import install, step_record
 
     steps = run_recipe(parent, recipe, task, work, progress=ConsoleProgress(), device=config.device, on_step=say_step)
     install(steps[-1].bundle, work / "bundle", metrics={}, task=task)
-    return {
-        "files": ["bundle/bundle.json", "bundle/weights.safetensors"],
-        "steps": [
-            {
-                "kind": s.config.kind,
-                "config": s.config.model_dump(mode="json"),
-                "figures": s.figures,
-                "notes": s.notes,
-                "seconds": s.seconds,
-            }
-            for s in steps
-        ],
-    }
+    return {"files": ["bundle/bundle.json", "bundle/weights.safetensors"], "steps": [step_record(step) for step in steps]}
 
 
 def _evaluator(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Callable[[Path], dict[str, Any]]:
@@ -254,7 +258,7 @@ def _record(
     models: list[dict[str, Any]],
     artifacts: list[dict[str, Any]],
     profiled: dict[str, Any],
-    compressed: dict[str, Any],
+    steps: list[dict[str, Any]],
     tool: dict[str, str],
 ) -> RunRecord:
     """The run as data; everything in it was returned by a stage."""
@@ -272,7 +276,7 @@ def _record(
             "metric": task.metric,
             "test_samples": len(task.samples("test")),
             "models": models,
-            "steps": compressed["steps"],
+            "steps": steps,
             "artifacts": artifacts,
             "profile": profiled["profile"],
             "stages": run.stages,

@@ -120,8 +120,11 @@ def own_size(contract: Contract) -> str | None:
 def fitted(contract: Contract, task: Task) -> Task:
     """The task with the network's own normalisation, whatever the data's statistics are.
 
-    Raises UserError when the data's channels, classes or numbers of points do not fit the network.
+    A task whose data can be given in several forms (`Task.fitted`) takes the network's. Raises UserError when the data's channels,
+    classes or numbers of points do not fit the network.
     """
+    if adapt := getattr(task, "fitted", None):
+        return adapt(contract)
     mine, theirs = contract.inputs[0], task.contract.inputs[0]
     if mine.layout == "NCHW" and mine.shape[1] != theirs.shape[1]:
         raise UserError(
@@ -204,7 +207,7 @@ def _wrap(path: Path, stack: ExitStack, model: str, chosen: Selection, task: Tas
 
     state = load_state(path)
     kwargs = keywords(chosen.model_args, "--model-arg")
-    stock = stock_arguments(task.contract) if task and ".py:" not in model else {}
+    stock = stock_arguments(task.contract, model) if task and ".py:" not in model else {}
     architecture = parse(model, {**stock, **kwargs})
     module = architecture.build()
     load_into(module, state, origin=str(path))

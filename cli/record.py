@@ -70,6 +70,17 @@ class FailedRecord(_Record):
     reason: str
 
 
+class PictureRecord(_Record):
+    """A picture of what the network does to a test sample: `data` is a data URI, its sides are in pixels."""
+
+    title: str
+    caption: str
+    alt: str
+    width: int
+    height: int
+    data: str
+
+
 class StageRecord(_Record):
     """One stage of the run: seconds that it took when it ran, and whether this run reused it."""
 
@@ -96,6 +107,7 @@ class RunRecord(_Record):
     artifacts: tuple[ArtifactRecord, ...] = ()
     failed: tuple[FailedRecord, ...] = ()
     profile: ProfileResult | None = None
+    pictures: tuple[PictureRecord, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     versions: dict[str, str] = {}
     host: dict[str, str] = {}

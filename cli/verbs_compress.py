@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import ConsoleProgress, output
+from .loading import DEFAULT_TASK
 from .options import DataArgs, Device, Force, ModelArgs, Out, Seed, Selection, Size, SkipBad, TaskName, selects
 from .steps_text import say_step
 
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from .compress.recipe import Recipe
     from .models.bundle import Bundle
 
-Set = Annotated[list[str], typer.Option("--set", help="Training parameter as key=value: epochs=15, lr=0.1, batch_size=128, …")]
+Set = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="Training parameter as key=value: epochs=15, lr=0.1, …; STEP.epochs=15 where there are several steps."
+    ),
+]
 
 OutOfCompress = Annotated[
     Path | None,
@@ -57,25 +63,33 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     skip_bad: SkipBad = False,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="ISP networks: learn from RAW files and unrelated pictures, without pairs.")
+    ] = False,
     force: Force = False,
 ) -> None:
-    """Train a network from scratch: the baseline, as a Bundle."""
+    """Train a network from scratch, as a Bundle: by its own method where it brings one, else with the task's loss."""
     from .loading import keywords, open_task, task_options
-    from .loading import task_name as name_of
+    from .training import card_of, stepped_keywords, stock_name, training_recipe
     from .workflow import train_baseline
 
+    model = stock_name(model)
+    card = card_of(model)
     chosen = Selection(task=task_name, data=data, data_args=data_args, size=size, seed=seed, skip_bad=skip_bad)
-    task = open_task(name_of(chosen), task_options(chosen, size))
+    recipe = training_recipe(card, stepped_keywords(settings, "--set"), unpaired=unpaired, seed=seed)
+    name = task_name or (card.task if card else DEFAULT_TASK)
+    own = dict(card.task_options) if card and name == card.task else {}
+    task = open_task(name, {**own, **task_options(chosen, size)})
     bundle = train_baseline(
         model,
         task,
         out,
-        config=keywords(settings, "--set"),
+        recipe=recipe,
         kwargs=keywords(model_args, "--model-arg"),
-        seed=seed,
         progress=ConsoleProgress(),
         force=force,
         device=device,
+        on_step=say_step,
     )
     _finish(bundle, [])
 

@@ -48,7 +48,12 @@ def demo(
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="A Bundle's folder, or a .safetensors/.pt checkpoint with --model.")],
     selection: Selection,
-    recipe: Annotated[Path, typer.Option("--recipe", help="A recipe file, or the name of a shipped one.")] = Path("half"),
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="A recipe file, or the name of a shipped one. Default: half.")
+    ] = None,
+    as_it_is: Annotated[
+        bool, typer.Option("--as-it-is", help="No recipe: export, prove and measure the network as it was trained.")
+    ] = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="The run's folder; a second run reuses what is done.")] = Path(
         "runs/run"
     ),
@@ -69,10 +74,13 @@ def run(
     from .job import JobConfig, run_job
     from .loading import open_network
     from .max_drop import check_drop
+    from .models.errors import UserError
     from .recipes import find_recipe
     from .workflow import require_task
 
-    plan = find_recipe(recipe)
+    if as_it_is and recipe:
+        raise UserError(f"--as-it-is says to leave the network alone, and --recipe {recipe} to change it", hint="give one of them")
+    plan = None if as_it_is else find_recipe(recipe or Path("half"))
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     check_packages(listed(to))
     if max_drop is not None:
@@ -80,7 +88,7 @@ def run(
     with ExitStack() as stack:
         bundle, task = open_network(checkpoint, stack, selection)
         config = JobConfig(
-            title=f"{bundle.manifest.architecture.name} · {plan.name}",
+            title=" · ".join([bundle.manifest.architecture.name, *([plan.name] if plan else [])]),
             pairs=pairs,
             seed=selection.seed,
             max_drop=None if max_drop is None else max_drop / 100,

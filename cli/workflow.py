@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .models.tasks.task import Task
 
 WORK, STUDENT = ".work", "student"
+STEPS = "steps.json"
+"""What the steps reported that made a Bundle, beside it: losses, the frozen networks they looked through, how they chose."""
 
 
 def train_baseline(
@@ -26,21 +28,19 @@ def train_baseline(
     task: Task,
     out: Path,
     *,
-    config: dict[str, Any],
+    recipe: Recipe,
     kwargs: dict[str, Any],
-    seed: int,
     progress: Progress,
     force: bool = False,
     device: str = "auto",
+    on_step: Callable[[StepDone], None] | None = None,
 ) -> Bundle:
-    """A Bundle in `out`, trained from scratch with the task's loss; a killed run resumes. Its test metrics are in the manifest."""
-    from .compress.recipe import parse_recipe
+    """A Bundle in `out`, trained from scratch by the recipe; a killed run resumes. Its test metrics are in the manifest."""
     from .loading import task_ref
 
-    recipe = parse_recipe({"format": 1, "seed": seed, "step": [{"kind": "finetune", **config}]}, origin="train", name="train")
     files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
-    bundle = untrained(model, task, out / WORK / "untrained", kwargs=kwargs, seed=seed, reference=task_ref(task))
-    return compress(bundle, recipe, task, out, progress=progress, force=True, device=device)
+    bundle = untrained(model, task, out / WORK / "untrained", kwargs=kwargs, seed=recipe.seed, reference=task_ref(task))
+    return compress(bundle, recipe, task, out, progress=progress, force=True, device=device, on_step=on_step)
 
 
 def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], seed: int, reference: Any) -> Bundle:
@@ -50,7 +50,7 @@ def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], s
     from .models.architectures import architectures, stock_arguments
     from .models.source import parse
 
-    architecture = parse(model, {**stock_arguments(task.contract), **kwargs} if model in architectures else kwargs)
+    architecture = parse(model, {**stock_arguments(task.contract, model), **kwargs} if model in architectures else kwargs)
     torch.manual_seed(seed)
     module = architecture.build()
     if processes.is_main():
@@ -102,20 +102,45 @@ def compress(
     What steps leave beside their Bundles (the rounds of a lottery) comes to lie in `out/STEP`, such as `out/01-lottery/rounds`.
     """
     from .compress.apply import KEPT, run_recipe
+    from .loading import fitted
 
     files.refuse_overwrite_unless(out, force=force, allow=(WORK,))
     work = out / WORK
     steps = run_recipe(parent, recipe, task, work, progress=progress, device=device, on_step=on_step)
-    metrics = evaluate_module(steps[-1].bundle, task) if task else {}
+    metrics = evaluate_module(steps[-1].bundle, fitted(steps[-1].bundle.contract, task)) if task else {}
     kept = {folder.parent.name: folder for folder in sorted(work.glob(f"*/{KEPT}"))}
-    return install(steps[-1].bundle, out, metrics=metrics, task=task, kept=kept)
+    told = [*steps_of(parent), *map(step_record, steps)]
+    return install(steps[-1].bundle, out, metrics=metrics, task=task, kept=kept, told=told)
+
+
+def step_record(step: StepDone) -> dict[str, Any]:
+    """A finished step as data: its kind, full config, figures, notes and seconds."""
+    return {
+        "kind": step.config.kind,
+        "config": step.config.model_dump(mode="json"),
+        "figures": step.figures,
+        "notes": list(step.notes),
+        "seconds": step.seconds,
+    }
+
+
+def steps_of(bundle: Bundle) -> list[dict[str, Any]]:
+    """What was reported by the steps that made the Bundle, first to last; empty where nothing was kept."""
+    path = bundle.folder / STEPS
+    return files.read_json(path) if path.is_file() else []
 
 
 def install(
-    bundle: Bundle, out: Path, *, metrics: dict[str, float], task: Task | None, kept: Mapping[str, Path] | None = None
+    bundle: Bundle,
+    out: Path,
+    *,
+    metrics: dict[str, float],
+    task: Task | None,
+    kept: Mapping[str, Path] | None = None,
+    told: Sequence[Mapping[str, Any]] = (),
 ) -> Bundle:
     """A copy of `bundle` in `out` with its metrics and its task written in; it replaces all that was there. `kept`: folders that
-    come along, by their new name."""
+    come along, by their new name. `told`: what the steps that made it reported (`steps_of` reads it back)."""
     from .loading import task_ref
 
     manifest = bundle.manifest.model_copy(update={"metrics": metrics, "task": task_ref(task) if task else bundle.manifest.task})
@@ -126,6 +151,8 @@ def install(
             for name, folder in (kept or {}).items():
                 shutil.copytree(folder, temp / name)
             files.write_json(temp / MANIFEST, manifest.model_dump(mode="json"))
+            if told:
+                files.write_json(temp / STEPS, list(told))
     processes.wait()
     return load_bundle(out)
 

@@ -120,7 +120,7 @@ def _fresh(config: StudentConfig, context: Context) -> Result:
             f"student: unknown model {config.model!r}",
             hint=f"{did_you_mean(config.model, known)}; a Bundle's folder is written as a path: ./{config.model}",
         )
-    kwargs = {**stock_arguments(parent.contract), **config.args}
+    kwargs = {**stock_arguments(parent.contract, config.model), **config.args}
     architecture = Architecture(name=config.model, kwargs=kwargs)
     try:
         return Result(architecture.build(), architecture=architecture)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,19 +34,21 @@ architectures: Registry[Callable[..., nn.Module], ArchitectureCard] = Registry(
     "architecture",
     modules=tuple(
         f"trimtab.models.zoo.{name}"
-        for name in ("resnet", "vgg", "vgg19", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite", "vit")
+        for name in ("resnet", "vgg", "vgg19", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite", "skipblocknet", "vit", "isp", "rmfa")
     ),
 )
 """Factories: `architectures.get("resnet20")(num_classes=10, in_channels=1, …) -> nn.Module`, all arguments keyword-only."""
 
 
-def stock_arguments(contract: Contract) -> dict[str, int]:
-    """`num_classes` and `in_channels` of a zoo network with this contract's output width and input channels.
+def stock_arguments(contract: Contract, name: str) -> dict[str, int]:
+    """Those of `num_classes` and `in_channels` that the zoo network `name` takes, from this contract's output and input.
 
     The width is what the output's last dimension says, whether its numbers are classes or coordinates. A free dimension is left out.
+    A network that says what it is for (its card's `task`) and takes an `image_size` gets the contract's, where it is square.
     """
-    sizes = {
-        "num_classes": contract.outputs[0].shape[-1],
-        "in_channels": contract.inputs[0].shape[contract.inputs[0].channel_axis],
-    }
-    return {name: size for name, size in sizes.items() if isinstance(size, int)}
+    entry, image = architectures.entry(name), contract.inputs[0]
+    sizes = {"num_classes": contract.outputs[0].shape[-1], "in_channels": image.shape[image.channel_axis]}
+    if entry.card.task != "classification" and image.layout == "NCHW" and image.shape[2] == image.shape[3]:
+        sizes["image_size"] = image.shape[2]
+    taken = inspect.signature(entry.value).parameters
+    return {key: size for key, size in sizes.items() if isinstance(size, int) and key in taken}
