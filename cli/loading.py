@@ -264,6 +264,28 @@ def contract_for(module: Any, name: str, task: Task | None, size: str | None) ->
     return Contract(inputs=(spec,), outputs=outputs)
 
 
+def measured_outputs(module: Any, contract: Contract) -> Contract:
+    """The contract, sizes of its outputs that the task leaves to the network (symbols other than "N") filled in by a trial run."""
+    if not {symbol for spec in contract.outputs for symbol in spec.symbols} - {"N"}:
+        return contract
+    import torch
+
+    from .models.outputs import entries
+
+    given = [torch.from_numpy(array) for array in contract.random_inputs(contract.example_dims(), seed=0).values()]
+    mode = module.training
+    with torch.no_grad():
+        returned = entries(module.eval()(*given)).values()
+    module.train(mode)
+    outputs = tuple(
+        spec.model_copy(
+            update={"shape": tuple(d if d == "N" else int(size) for d, size in zip(spec.shape, found.shape, strict=True))}
+        )
+        for spec, found in zip(contract.outputs, returned, strict=True)
+    )
+    return contract.model_copy(update={"outputs": outputs})
+
+
 def _input_shape(size: str) -> tuple[int, ...]:
     parts = size.lower().split("x")
     if not all(p.isdigit() and int(p) > 0 for p in parts) or len(parts) not in (1, 2, 3):

@@ -139,8 +139,8 @@ def models_ls() -> None:
     """The zoo: names, papers and input sizes."""
     from .models.architectures import architectures
 
-    rows = [(e.name, e.card.title, "×".join(map(str, e.card.input)), e.card.source) for e in architectures]
-    output.table("", ("name", "network", "input", "source"), rows)
+    rows = [(e.name, e.card.title, e.card.task, "×".join(map(str, e.card.input)), e.card.source) for e in architectures]
+    output.table("", ("name", "network", "task", "input", "source"), rows)
     output.result([{"name": e.name, **vars(e.card)} for e in architectures])
 
 

@@ -47,6 +47,7 @@ def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], s
     """A freshly initialised network as a Bundle: the start of a training run, and the same at every resume."""
     import torch
 
+    from .loading import measured_outputs
     from .models.architectures import architectures, stock_arguments
     from .models.source import parse
 
@@ -54,7 +55,8 @@ def untrained(model: str, task: Task, folder: Path, *, kwargs: dict[str, Any], s
     torch.manual_seed(seed)
     module = architecture.build()
     if processes.is_main():
-        save_bundle(folder, module, Manifest(architecture=architecture, contract=task.contract, task=reference), force=True)
+        contract = measured_outputs(module, task.contract)
+        save_bundle(folder, module, Manifest(architecture=architecture, contract=contract, task=reference), force=True)
     processes.wait()
     return load_bundle(folder)
 

@@ -70,6 +70,7 @@ class ExecuTorchExporter:
                 hint="start from a checkpoint or bundle, or export the graph to onnx, tflite or mnn",
             )
         _refuse_routed(request.module)
+        _refuse_types(request.contract)
         options = request.options if isinstance(request.options, ExecuTorchOptions) else ExecuTorchOptions()
         bounds = ranges_of(request.contract, options, request.example)
         with hushed():
@@ -101,6 +102,16 @@ def _refuse_routed(module: nn.Module) -> None:
             "ExecuTorch programs of networks that pick a branch for each image are not written",
             hint="export it to onnx, tflite or coreml, or one branch of it to executorch",
         )
+
+
+def _refuse_types(contract: Contract) -> None:
+    """None, unless a tensor has a type that the runtime's Python door does not take."""
+    for spec in (*contract.inputs, *contract.outputs):
+        if spec.dtype == "uint16":
+            raise UserError(
+                f"tensor {spec.name!r} is uint16, which ExecuTorch's runtime does not take",
+                hint="give the network a float32 input and let the app convert, or export it to onnx, tflite or openvino",
+            )
 
 
 def ranges_of(contract: Contract, options: ExecuTorchOptions, example: tuple[Any, ...] = ()) -> dict[str, tuple[int, int]]:

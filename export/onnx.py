@@ -41,7 +41,7 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),
-                example,
+                tuple(t.int() if t.dtype == torch.uint16 else t for t in example),  # its tracer does not know uint16
                 buffer,  # type: ignore[arg-type]  # torch's own annotation forgets that it takes a file object
                 opset_version=OPSET,
                 input_names=[s.name for s in contract.inputs],
@@ -57,7 +57,20 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
             "a size that must be fixed can be fixed (--fix)",
         ) from error
     graph = onnx.load_from_string(buffer.getvalue())
+    for entry, given in zip(graph.graph.input, example, strict=True):
+        if given.dtype == torch.uint16:
+            entry.type.tensor_type.elem_type = onnx.TensorProto.UINT16
+            _only_cast(graph, entry.name)
     return named(onnxslim.slim(graph))
+
+
+def _only_cast(graph: onnx.ModelProto, name: str) -> None:
+    """None, when the unsigned 16-bit input `name` is made a float before anything else is done to it. Raises UserError otherwise."""
+    if wrong := next((node.op_type for node in graph.graph.node if name in node.input and node.op_type != "Cast"), None):
+        raise UserError(
+            f"input {name!r} is uint16, and the network does {wrong} on it as it is",
+            hint="let it call .float() on its input first",
+        )
 
 
 def _place(module: nn.Module, contract: Contract, text: str) -> str:
@@ -113,6 +126,7 @@ def contract_of(graph: onnx.ModelProto) -> Contract:
         TensorProto.FLOAT: "float32",
         TensorProto.FLOAT16: "float16",
         TensorProto.UINT8: "uint8",
+        TensorProto.UINT16: "uint16",
         TensorProto.INT8: "int8",
         TensorProto.INT32: "int32",
         TensorProto.INT64: "int64",

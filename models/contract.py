@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dim = int | str
-DType = Literal["float32", "float16", "uint8", "int8", "int32", "int64"]
+DType = Literal["float32", "float16", "uint8", "uint16", "int8", "int32", "int64"]
 Layout = Literal["NCHW", "NHWC", "NC", "other"]
 
 

@@ -25,7 +25,7 @@ _SHOWN = 30
 def held_as(dtype: np.dtype) -> np.dtype:
     """The dtype inside a TFLite program: floats are float32 and integers int32, since few kernels take anything else."""
     dtype = np.dtype(dtype)
-    if dtype == BOOL or str(dtype) in ("uint8", "int8"):
+    if dtype == BOOL or str(dtype) in ("uint8", "int8", "uint16"):
         return dtype
     return INT if dtype.kind in "iu" else FLOAT
 

@@ -30,7 +30,7 @@ from .peephole import polish
 from .registry import UnsupportedError
 from .shapes import infer
 
-_TYPE_NUMBER = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int8": 9}
+_TYPE_NUMBER = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int8": 9, "uint16": 16}
 
 
 def build(model: onnx.ModelProto, contract: Contract, *, integer: bool = False) -> Program:

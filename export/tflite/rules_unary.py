@@ -89,7 +89,7 @@ def cast(ctx: Converter, node: Node) -> None:
 
 def _type(dtype: np.dtype) -> int:
     """The schema's number of a dtype."""
-    return {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int8": 9}[str(dtype)]
+    return {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "bool": 6, "int8": 9, "uint16": 16}[str(dtype)]
 
 
 @rule("Clip")

@@ -29,6 +29,7 @@ _TYPES = {
     "int32": schema.TensorType.INT32,
     "int64": schema.TensorType.INT64,
     "uint8": schema.TensorType.UINT8,
+    "uint16": schema.TensorType.UINT16,
     "int8": schema.TensorType.INT8,
     "bool": schema.TensorType.BOOL,
 }
