@@ -20,6 +20,9 @@ def say_step(step: StepDone) -> None:
         output.say(f"   {note}")
     if "rounds" in step.figures:
         say_rounds(step.figures)
+    if tenths := step.figures.get("variance_deciles"):
+        shown = " ".join(f"{100 * tenth['accuracy']:.0f}" for tenth in tenths)
+        output.say(f"   % right by variance of {step.figures['features']}, lowest tenth to highest: {shown}")
     if fixed := step.figures.get("fixed"):
         output.say("   left whole:")
         for layer in fixed:

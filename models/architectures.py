@@ -34,7 +34,20 @@ architectures: Registry[Callable[..., nn.Module], ArchitectureCard] = Registry(
     "architecture",
     modules=tuple(
         f"trimtab.models.zoo.{name}"
-        for name in ("resnet", "vgg", "vgg19", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "efficientnet_lite", "skipblocknet", "vit", "isp", "rmfa")
+        for name in (
+            *(
+                "resnet",
+                "vgg",
+                "vgg19",
+                "mobilenet_v1",
+                "mobilenet_v2",
+                "mobilenet_v3",
+                "efficientnet_lite",
+                "skipblocknet",
+                "vit",
+            ),
+            *("isp", "rmfa", "gaussian_ad", "memory_bank", "pdn", "efficientad"),
+        )
     ),
 )
 """Factories: `architectures.get("resnet20")(num_classes=10, in_channels=1, …) -> nn.Module`, all arguments keyword-only."""

@@ -76,6 +76,7 @@ objectives: Registry[ObjectiveKind, ObjectiveCard] = Registry(
         f"trimtab.compress.distill.{name}"
         for name in (
             "aspects",
+            "bias",
             "binary_kl",
             "cosine",
             "dist",

@@ -57,6 +57,7 @@ presets: dict[str, Preset] = {
         1.0,
         ({"kind": "kd", "weight": 1.0, "temperature": 1.0, "teacher": "ema", "warmup": 0.25},),
     ),
+    "bias": Preset("Bias loss: no teacher", "Abrahamyan et al. 2021", 0.0, ({"kind": "bias", "weight": 1.0},)),
     "nested-dropout": Preset(
         "Features in the order of their use", "Chen et al. 2022", 0.0, ({"kind": "nested-dropout", "weight": 1.0},)
     ),

@@ -70,6 +70,12 @@ class RunSetup:
 
         return module_at(bare(self.student), path, whose="student")
 
+    def student_map(self, given: str) -> str:
+        """The path of the student's last feature map, or `given`. Raises UserError for a module that returns none."""
+        from ..feature_map import feature_map
+
+        return feature_map(self.student, self._example, given, key="features")
+
     def student_shape(self, tap: str) -> tuple[int, ...]:
         """The shape of a student's tap without its batch dimension."""
         classifier = self.classifier_path() if tap == EMBEDDING else ""

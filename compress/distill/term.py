@@ -84,6 +84,9 @@ class Setup(Protocol):
     def student_module(self, path: str) -> nn.Module:
         """A module of the student. Raises UserError with a did-you-mean for a path that is not there."""
 
+    def student_map(self, given: str) -> str:
+        """The path of the student's last feature map, or `given` where it is one. Raises UserError where there is none."""
+
     def teacher_module(self, path: str, which: str = "") -> nn.Module:
         """A module of a teacher. Raises UserError with a did-you-mean for a path that is not there."""
 
