@@ -79,7 +79,7 @@ def open_elpv(folder: Path | None = None, *, size: tuple[int, int] | None = None
     cannot be read (unless `skip_bad`).
     """
     cells = read_labels(folder or find_elpv())
-    pictures, digests, problems = _decode_all([cell.path for cell in cells], size)
+    pictures, digests, problems = decode_all([cell.path for cell in cells], size)
     report_bad(problems, total=len(cells), skip_bad=skip_bad)
     good = np.array([place for place, cell in enumerate(cells) if cell.path not in problems], dtype=np.int64)
     if not len(good):
@@ -91,7 +91,7 @@ def open_elpv(folder: Path | None = None, *, size: tuple[int, int] | None = None
     return Dataset(images.take(train), None, images.take(test), CLASSES, flips=True, content=content)
 
 
-def _decode_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[np.ndarray, list[str], dict[Path, str]]:
+def decode_all(paths: list[Path], size: tuple[int, int] | None) -> tuple[np.ndarray, list[str], dict[Path, str]]:
     """(uint8 pixels (N, 1, H, W), the files' digests, what is wrong with which file), read by several threads."""
     found: np.ndarray | None = None
     digests = [""] * len(paths)

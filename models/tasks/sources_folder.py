@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,15 @@ THREADS = min(8, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files; each is decoded at every read, cropped around its centre to the aspect ratio of `shape` and scaled."""
+    """Image files; each is decoded at every read, cropped around its centre to the aspect ratio of `shape` and scaled.
+
+    With `stretch` nothing is cropped: height and width are scaled each by its own factor.
+    """
 
     paths: tuple[str, ...]
     targets: np.ndarray
     shape: tuple[int, int, int]
+    stretch: bool = field(default=False, kw_only=True)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 pixels (n, C, H, W). Raises UserError for a file that was readable at the start and no longer is."""
@@ -51,7 +55,10 @@ class FileImages:
     def _decode(self, path: str) -> np.ndarray:
         channels, height, width = self.shape
         plain = decoded(path, channels=channels)
-        fitted = plain if plain.size == (width, height) else ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
+        fitted = plain
+        if plain.size != (width, height):
+            way = Image.Resampling.BILINEAR
+            fitted = plain.resize((width, height), way) if self.stretch else ImageOps.fit(plain, (width, height), way)
         return np.atleast_3d(np.asarray(fitted)).transpose(2, 0, 1)
 
 
@@ -66,12 +73,14 @@ def decoded(path: str, *, channels: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Found:
-    """What the first look at a file told: its digest, its size (H, W) after rotation, whether it is grey; or what is wrong."""
+    """What the first look at a file told: its digest, its size (H, W) after rotation, whether it is grey, and whether it has one
+    single colour; or what is wrong."""
 
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     grey: bool = False
     problem: str = ""
+    constant: bool = False
 
 
 def open_folder(root: Path, *, size: tuple[int, int] | None, skip_bad: bool) -> Dataset:
@@ -179,7 +188,13 @@ def _look(path: Path) -> Found:
             if image.mode == "F":
                 return Found(problem="holds floating-point pixels, which have no fixed range")
             width, height = ImageOps.exif_transpose(image).size
-            return Found(hashlib.sha256(data).hexdigest(), (height, width), image.mode in GREY_MODES)
+            bands = np.reshape(image.getextrema(), (-1, 2))
+            return Found(
+                hashlib.sha256(data).hexdigest(),
+                (height, width),
+                image.mode in GREY_MODES,
+                constant=bool((bands[:, 0] == bands[:, 1]).all()),
+            )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow's message ends in the address of our buffer, which helps nobody
         said = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
