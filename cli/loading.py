@@ -265,8 +265,12 @@ def contract_for(module: Any, name: str, task: Task | None, size: str | None) ->
 
 
 def measured_outputs(module: Any, contract: Contract) -> Contract:
-    """The contract, sizes of its outputs that the task leaves to the network (symbols other than "N") filled in by a trial run."""
-    if not {symbol for spec in contract.outputs for symbol in spec.symbols} - {"N"}:
+    """The contract, sizes of its outputs that the task leaves to the network (symbols other than "N") filled in by a trial run.
+
+    Where the inputs' sizes are free, so are the outputs'.
+    """
+    open_ends = {symbol for spec in contract.outputs for symbol in spec.symbols} - {"N"}
+    if not open_ends or set(contract.symbols) - {"N"}:
         return contract
     import torch
 

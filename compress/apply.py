@@ -192,12 +192,13 @@ def _save(
 
 def _structure(current: Bundle, result: Result) -> dict[str, Any]:
     """The manifest's fields that say how the network is built and what goes in and out, where the step changed them."""
-    contract = {} if result.contract is None else {"contract": result.contract}
+    contract: dict[str, Any] = {} if result.contract is None else {"contract": result.contract}
     if result.architecture is not None:
         plan = result.plan.model_dump(mode="json") if result.plan else {"edits": []}
         return {"architecture": result.architecture, "output": result.output, "plan": plan, **contract}
-    plan = current.plan.then(result.plan).model_dump(mode="json") if result.plan is not None else None
-    return contract if plan is None else {"plan": plan, **contract}
+    if result.plan is None:
+        return contract
+    return {"plan": current.plan.then(result.plan).model_dump(mode="json"), **contract}
 
 
 def tool_versions(names: tuple[str, ...] = TOOLS) -> dict[str, str]:

@@ -86,7 +86,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig, own: Sequence[ParamG
     groups = [group for group in groups if group["params"]]
     fused = parameters[0].device.type in ("cpu", "cuda")
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
 
 

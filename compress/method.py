@@ -119,11 +119,16 @@ methods: Registry[Method, MethodCard] = Registry(
             "distill.method",
             "student",
             "procedures.mae",
+            "procedures.unpaired_isp",
+            "procedures.pdn_teacher",
+            "procedures.efficientad",
             "lottery.method",
             "threshold",
             "dynamic.method",
             "dynamic.static",
             "routing.method",
+            "anomaly_fit",
+            "raw_input",
         )
     ),
 )

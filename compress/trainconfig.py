@@ -11,6 +11,10 @@ _SPEED_ONLY = frozenset({"checkpoint_s", "workers"})
 """Fields that change how a run is carried out, never what it computes."""
 
 
+def _usual_betas(value: object) -> bool:
+    return value == (0.9, 0.999)  # absent where they are the usual ones: the identities of older runs and recipes stay
+
+
 class TrainConfig(BaseModel):
     """How a network is trained. Methods that train inherit these fields. Frozen; unknown keys are errors."""
 
@@ -22,6 +26,11 @@ class TrainConfig(BaseModel):
     lr: float = Field(0.05, gt=0, allow_inf_nan=False, description="peak learning rate (adamw wants about 0.001)")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     nesterov: bool = Field(True, description="sgd only; needs momentum > 0")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999),
+        exclude_if=_usual_betas,
+        description="adamw only: decay rates of its two moments, each in 0 … 1 (1 excluded)",
+    )
     weight_decay: float = Field(5e-4, ge=0, allow_inf_nan=False, description="L2 pull on the weights (adamw: decoupled)")
     decay_norm_bias: bool = Field(False, description="also decay biases and normalisation parameters (everything below 2-D)")
     schedule: Literal["cosine", "multistep", "constant"] = Field("cosine", description="the learning rate's shape over the run")
@@ -46,6 +55,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"milestones {self.milestones} must lie strictly between 0 and 1: they are fractions of the run")
         if any(a >= b for a, b in pairwise(self.milestones)):
             raise ValueError(f"milestones {self.milestones} must rise: write {tuple(sorted(set(self.milestones)))}")
+        if any(not 0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} must be at least 0 and below 1: (0.9, 0.999) are usual")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +105,8 @@ class FeatureNet(nn.Module):
         for number, stage in enumerate(self.body):
             x = stage(x)
             if number in self.stages:
-                found.append(stage.as_map(x) if hasattr(stage, "as_map") else x)
+                as_map: Callable[[Tensor], Tensor] | None = getattr(stage, "as_map", None)
+                found.append(as_map(x) if as_map else x)
         return found
 
 

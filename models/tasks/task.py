@@ -89,6 +89,6 @@ class TaskCard:
 
 
 tasks: Registry[Callable[..., Task], TaskCard] = Registry(
-    "task", modules=tuple(f"trimtab.models.tasks.{name}" for name in ("classification", "landmarks"))
+    "task", modules=tuple(f"trimtab.models.tasks.{name}" for name in ("classification", "landmarks", "anomaly", "isp"))
 )
 """Task factories: `tasks.get("classification")(data="fashion-mnist", seed=0, …) -> Task`."""

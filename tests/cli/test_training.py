@@ -9,7 +9,9 @@ from trimtab.models.contract import image_classifier
 from trimtab.models.errors import UserError
 from trimtab.training import card_of, stepped_keywords, stock_name, training_recipe
 
-TWO = ArchitectureCard("two", "a test", (3, 8, 8), recipe=({"kind": "structured", "mac_ratio": 0.5}, {"kind": "finetune", "epochs": 7}))
+TWO = ArchitectureCard(
+    "two", "a test", (3, 8, 8), recipe=({"kind": "structured", "mac_ratio": 0.5}, {"kind": "finetune", "epochs": 7})
+)
 
 
 def test_without_a_card_training_is_one_finetune():
@@ -28,7 +30,12 @@ def test_a_cards_steps_keep_their_own_values_unless_set():
 
 
 def test_a_setting_goes_to_the_last_step_that_has_it():
-    twice = ArchitectureCard("twice", "a test", (3, 8, 8), recipe=({"kind": "finetune"}, {"kind": "finetune"}, {"kind": "structured", "mac_ratio": 0.5}))
+    twice = ArchitectureCard(
+        "twice",
+        "a test",
+        (3, 8, 8),
+        recipe=({"kind": "finetune"}, {"kind": "finetune"}, {"kind": "structured", "mac_ratio": 0.5}),
+    )
     recipe = training_recipe(twice, {"epochs": 2})
     assert [getattr(step, "epochs", None) for step in recipe.steps] == [10, 2, None]
 

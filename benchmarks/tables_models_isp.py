@@ -1,0 +1,94 @@
+"""The tables of docs/isp-training.md, from results/models/isp.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from trials import column, mean_error, paired, stored
+
+NOT_RUN = "_not run_"
+FIGURES = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "delta_e": ("ΔE", 2), "perceptual": ("perceptual", 3)}
+NAMES = {
+    "rendering": "fixed rendering (nothing trained)",
+    "unpaired": "**unpaired**, all five terms",
+    "paired": "paired, five terms",
+    "paired, no critics": "paired, content (in colour) and variation alone",
+    "paired L1": "paired, L1 (`finetune`)",
+    "no content": "unpaired without content",
+    "no variation": "… without total variation",
+    "no shallow texture": "… without the shallow texture critic",
+    "no deep texture": "… without the deep texture critic",
+    "no colour": "… without the colour critic",
+    "not balanced": "… not balanced by gradient norms",
+}
+
+
+def _cells(trials: Mapping, arm: str, prefix: str = "") -> str:
+    return " | ".join(mean_error(column(trials, arm, prefix + name), digits) for name, (_, digits) in FIGURES.items())
+
+
+def arms_table() -> str:
+    """Every arm on held-out photographs, with its paired difference to the unpaired run."""
+    result = stored("isp", "models")
+    if result is None:
+        return NOT_RUN
+    trials, about = result["trials"], result["about"]
+    done = [arm for arm in NAMES if arm in trials]
+    seeds = min(len(trials[arm]) for arm in done)
+    lines = [
+        f"EfficientISP from scratch; {about['steps']} steps of {about['batch']} mosaics of {about['side']}×{about['side']}; "
+        f"{len(about['photographs'])} photographs, split anew by each of {seeds} seeds; figures of {about['test']} patches of held-out "
+        "photographs (mean ± s.e. over seeds). Last column: PSNR minus that of the unpaired run.",
+        "",
+        "| arm | " + " | ".join(label for label, _ in FIGURES.values()) + " | against unpaired |",
+        "|---|" + "---:|" * (len(FIGURES) + 1),
+    ]
+    for arm in done:
+        gap = ""
+        if arm != "unpaired" and len(trials[arm]) == len(trials["unpaired"]):
+            d = paired(column(trials, "unpaired", "psnr"), column(trials, arm, "psnr"))
+            gap = f"{d.mean:+.2f} ± {d.error:.2f}".replace("-", "−")
+        lines.append(f"| {NAMES[arm]} | {_cells(trials, arm)} | {gap} |")
+    return "\n".join(lines)
+
+
+def selection_table() -> str:
+    """The rule's iterate, the last one and the oracle's."""
+    result = stored("isp", "models")
+    if result is None:
+        return NOT_RUN
+    trials = result["trials"]
+    lines = [
+        "| arm, iterate | step | " + " | ".join(label for label, _ in FIGURES.values()) + " |",
+        "|---|---:|" + "---:|" * len(FIGURES),
+    ]
+    for arm in ("unpaired", "paired"):
+        if arm not in trials:
+            continue
+        steps = {
+            "": " ".join(f"{s:.0f}" for s in column(trials, arm, "step")),
+            "last ": f"{result['about']['steps']}",
+            "oracle ": " ".join(f"{s:.0f}" for s in column(trials, arm, "oracle step")),
+        }
+        for prefix, label in (("", "by the rule"), ("last ", "the last"), ("oracle ", "best PSNR on pairs (oracle)")):
+            lines.append(f"| {arm}, {label} | {steps[prefix]} | {_cells(trials, arm, prefix)} |")
+    return "\n".join(lines)
+
+
+def photographs_table() -> str:
+    """The photographs and their licences."""
+    result = stored("isp", "models")
+    if result is None:
+        return NOT_RUN
+    by_licence: dict[str, list[str]] = {}
+    for name, licence in result["about"]["photographs"].items():
+        by_licence.setdefault(licence, []).append(name)
+    lines = ["| licence | photographs |", "|---|---|"]
+    return "\n".join(lines + [f"| {licence} | {', '.join(sorted(names))} |" for licence, names in sorted(by_licence.items())])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "isp-arms": arms_table,
+    "isp-selection": selection_table,
+    "isp-photographs": photographs_table,
+}
