@@ -14,6 +14,7 @@ from . import (
     verbs_export,
     verbs_formats,
     verbs_info,
+    verbs_isp,
     verbs_profile,
     verbs_run,
 )
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
     ):
         app.command(name=verb.__name__.replace("_", "-"))(verb)
     app.add_typer(verbs_aspects.aspects, name="aspects")
+    app.add_typer(verbs_isp.isp, name="isp")
     app.add_typer(verbs_info.models, name="models")
     app.add_typer(verbs_info.recipes, name="recipes")
     app.add_typer(verbs_devices.devices, name="devices")
