@@ -75,9 +75,10 @@ def bundle_source(
     """
     import torch
 
+    from .develop_network import sensor_note
     from .export.source import module_source
 
-    noted = {"bundle_hash": bundle.hash, **(origin or {})}
+    noted = {"bundle_hash": bundle.hash, **sensor_note(bundle.manifest.architecture), **(origin or {})}
     module = bundle.module()
     make: Callable[..., Source] = module_source
     if bundle.plan.routes:
