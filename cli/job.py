@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ from .export.worker import Limits
 from .export_text import say_artifact, say_reverted
 from .exporting import Settings
 from .models import files
+from .models.errors import UserError, did_you_mean
+from .pictures import has_pictures, pictures_of
 from .pipeline import Run
 from .profile_text import say_profile
 from .record import FailedRecord, PictureRecord
-from .pictures import has_pictures, pictures_of
 from .steps_text import say_step
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from .compress.recipe import Recipe
     from .models.bundle import Bundle
+    from .models.contract import Contract
     from .models.tasks.task import Task
     from .record import ArtifactRecord, ModelRecord, RunRecord
 
@@ -35,7 +37,8 @@ RECORD, REPORT = "run.json", "report.html"
 class JobConfig:
     """What a whole run is asked to do. `pairs` are (format, precision); `runtimes` None means all that are installed.
 
-    `limits`: converters run in processes of their own within these; None: in this one."""
+    `limits`: converters run in processes of their own within these; None: in this one. `dims` are sizes of free dimensions, at which
+    the network is counted and timed; those left out are the test samples' own."""
 
     title: str
     pairs: Sequence[tuple[str, str]]
@@ -49,15 +52,19 @@ class JobConfig:
     device: str = "auto"
     command: str = ""
     notes: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
 
 
 def run_job(parent: Bundle, recipe: Recipe | None, task: Task, folder: Path, config: JobConfig) -> tuple[RunRecord, Path]:
     """The record of the run and the path of its report. Stages that are done already are reused. No recipe: the network as it is."""
     run, tool = Run(folder), _versions()
     networks, steps = _networks(run, parent, recipe, task, config, tool)
+    dims = sample_dims(next(reversed(networks.values())).contract, task, config.dims)
     records, artifacts, failed = [], [], []
     for name, bundle in networks.items():
-        measured = run.stage(f"evaluate-{name}", [bundle.hash, task.data_id, tool], _evaluator(name, bundle, task, config))
+        measured = run.stage(
+            f"evaluate-{name}", [bundle.hash, task.data_id, tool, *sized(dims)], _evaluator(name, bundle, task, config, dims)
+        )
         records.append({**measured, "bundle": bundle.hash})
     for name, bundle in networks.items():
         made = run.stage(
@@ -69,8 +76,10 @@ def run_job(parent: Bundle, recipe: Recipe | None, task: Task, folder: Path, con
         artifacts += [{**a, "folder": f"export-{name}/{a['folder']}"} for a in made["artifacts"]]
     accepted = [folder / a["folder"] for a in artifacts if a["status"] == "accepted"]
     shas = [a["artifact"]["sha256"] for a in artifacts]
-    settings = [config.threads, config.preset, config.budget_s, list(config.runtimes or ()), config.seed, tool]
-    profiled = run.stage("profile", [shas, settings], lambda _: _profile(accepted, config)) if accepted else {"profile": None}
+    settings = [config.threads, config.preset, config.budget_s, list(config.runtimes or ()), config.seed, tool, *sized(dims)]
+    profiled: dict[str, Any] = {"profile": None}
+    if accepted:
+        profiled = run.stage("profile", [shas, settings], lambda _: _profile(accepted, config, dims))
     pictures: list[dict[str, Any]] = []
     if has_pictures(task):
         last = next(reversed(networks.values()))
@@ -80,6 +89,27 @@ def run_job(parent: Bundle, recipe: Recipe | None, task: Task, folder: Path, con
     told = {"failed": tuple(FailedRecord(**entry) for entry in failed), "pictures": tuple(PictureRecord(**p) for p in pictures)}
     record = record.model_copy(update=told)
     return record, _write(record, folder)
+
+
+def sample_dims(contract: Contract, task: Task, given: Mapping[str, int]) -> dict[str, int]:
+    """A size for every free dimension but the batch: the one given, else that of the task's test samples.
+
+    Raises UserError for a dimension that the network doesn't have.
+    """
+    free = [symbol for symbol in contract.symbols if symbol != "N"]
+    for symbol in given:
+        if symbol not in free:
+            raise UserError(f"--dim {symbol}: the network has no free dimension {symbol!r}", hint=did_you_mean(symbol, free))
+    if not set(free) - set(given):
+        return dict(given)
+    shape = task.inputs(task.samples("test").__getitems__([0])).shape
+    own = {symbol: size for symbol, size in zip(contract.inputs[0].shape, shape, strict=True) if symbol in free}
+    return {**{str(symbol): int(size) for symbol, size in own.items()}, **given}
+
+
+def sized(dims: Mapping[str, int]) -> list[list[object]]:
+    """What a stage's identity says of sizes: nothing where none is free."""
+    return [[symbol, size] for symbol, size in sorted(dims.items())]
 
 
 def _networks(
@@ -107,22 +137,27 @@ def _compress(parent: Bundle, recipe: Recipe, task: Task, work: Path, config: Jo
     return {"files": ["bundle/bundle.json", "bundle/weights.safetensors"], "steps": [step_record(step) for step in steps]}
 
 
-def _evaluator(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Callable[[Path], dict[str, Any]]:
+def _evaluator(
+    name: str, bundle: Bundle, task: Task, config: JobConfig, dims: Mapping[str, int]
+) -> Callable[[Path], dict[str, Any]]:
     def work(_: Path) -> dict[str, Any]:
-        return model_record(name, bundle, task, device=config.device).model_dump(mode="json")
+        return model_record(name, bundle, task, device=config.device, dims=dims).model_dump(mode="json")
 
     return work
 
 
-def model_record(name: str, bundle: Bundle, task: Task, *, device: str = "auto") -> ModelRecord:
-    """A network's cost at batch 1, layer by layer, and its test metrics."""
+def model_record(
+    name: str, bundle: Bundle, task: Task, *, device: str = "auto", dims: Mapping[str, int] | None = None
+) -> ModelRecord:
+    """A network's cost at batch 1 and `dims`, layer by layer, and its test metrics."""
     import torch
 
     from .compress.cost import count
     from .record import LayerRecord, ModelRecord
     from .workflow import evaluate_module
 
-    inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(bundle.contract.example_dims(), seed=0).values()]
+    sizes = {**bundle.contract.example_dims(), **(dims or {})}
+    inputs = [torch.from_numpy(v) for v in bundle.contract.random_inputs(sizes, seed=0).values()]
     cost = count(bundle.module(), inputs)
     macs, worst = expected_cost(bundle, inputs, task) or (cost.macs, None)
     metrics = evaluate_module(bundle, task, device=device)
@@ -216,12 +251,13 @@ def _exporter(name: str, bundle: Bundle, task: Task, config: JobConfig) -> Calla
     return work
 
 
-def _profile(folders: list[Path], config: JobConfig) -> dict[str, Any]:
+def _profile(folders: list[Path], config: JobConfig, dims: Mapping[str, int]) -> dict[str, Any]:
     from .devices.profile import profile
 
     result = profile(
         folders,
         runtimes=config.runtimes,
+        dims=dims or None,
         threads=config.threads,
         seed=config.seed,
         preset=config.preset,

@@ -65,6 +65,10 @@ def run(
             "--max-drop", help="Points of the metric that integer artifacts may lose; the fewest layers stay in float."
         ),
     ] = None,
+    dims: Annotated[
+        list[str],
+        typer.Option("--dim", help="Size of a free dimension to count and time at: h=540. Default: the test samples' own."),
+    ] = [],
     threads: Annotated[int, typer.Option("--threads", help="Threads per inference when measuring.")] = 1,
     budget_s: Annotated[float | None, typer.Option("--budget", help="Seconds for all latency measurements.")] = None,
     device: Device = "auto",
@@ -72,14 +76,16 @@ def run(
     """One command from your checkpoint to verified, measured artifacts and a report."""
     from .export.convert import check_packages, plan_formats
     from .job import JobConfig, run_job
-    from .loading import open_network
+    from .loading import keywords, open_network
     from .max_drop import check_drop
     from .models.errors import UserError
     from .recipes import find_recipe
     from .workflow import require_task
 
     if as_it_is and recipe:
-        raise UserError(f"--as-it-is says to leave the network alone, and --recipe {recipe} to change it", hint="give one of them")
+        raise UserError(
+            f"--as-it-is says to leave the network alone, and --recipe {recipe} to change it", hint="give one of them"
+        )
     plan = None if as_it_is else find_recipe(recipe or Path("half"))
     pairs = plan_formats(listed(to), listed(precision) if precision else None)
     check_packages(listed(to))
@@ -96,6 +102,7 @@ def run(
             budget_s=budget_s,
             device=device,
             command=_command(),
+            dims=keywords(dims, "--dim"),
         )
         return _done(*run_job(bundle, plan, require_task(task, "run"), out, config))
 

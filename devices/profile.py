@@ -391,8 +391,8 @@ def _dims(loaded: list[_Loaded], dims: Mapping[str, int]) -> dict[str, dict[str,
         symbols = entry.artifact.contract.symbols
         unset = [symbol for symbol in symbols if symbol not in dims and symbol != "N"]
         if unset:
-            example = " ".join(f"{symbol}=224" for symbol in unset)
-            raise UserError(f"{entry.label} has free dimensions {', '.join(unset)}", hint=f"set them, e.g. {example}")
+            example = " ".join(f"--dim {symbol}=224" for symbol in unset)
+            raise UserError(f"{entry.label} has free dimensions {', '.join(unset)}", hint=f"set them, such as {example}")
         fixed = [symbol for symbol, size in dims.items() if symbol not in symbols and not (symbol == "N" and size == 1)]
         found[entry.label] = None if fixed else {symbol: dims.get(symbol, 1) for symbol in symbols}
     return found

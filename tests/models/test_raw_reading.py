@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raw_kit import LONG, N900, QUAD, SHORT, XTRANS, counts, photograph, synthetic, write_dng
+from raw_kit import ASCII, LONG, N900, QUAD, SHORT, XTRANS, counts, photograph, synthetic, write_dng
 
 from trimtab.models.errors import UserError
 from trimtab.models.raw.packing import PATTERNS
@@ -60,14 +60,17 @@ class TestDng:
         assert frame.gains == pytest.approx((2.0, 1.0, 1.6), rel=1e-6)
         assert (frame.matrix, frame.notes, frame.source) == (None, (), str(path))
 
-    def test_its_colour_matrix_leads_from_the_camera_s_answers_to_srgb(self, tmp_path):
-        """Sensor answers to red, green, blue and white light of sRGB, balanced, come out as that light."""
-        from_xyz = np.array(MATRICES[1])
-        frame = read_raw(write_dng(tmp_path / "a.dng", mosaic(), pattern="GRBG", black=63, matrix=from_xyz))
+    @pytest.mark.parametrize("known", [True, False])
+    def test_its_colour_matrix_leads_from_the_camera_s_answers_to_srgb(self, tmp_path, known):
+        """Sensor answers to red, green, blue and white light of sRGB, balanced, come out as that light: by the matrix that LibRaw
+        has for a camera that it knows, and by the file's own for another one."""
+        names = {271: (ASCII, [*b"SONY\0"]), 272: (ASCII, [*b"ILCE-7R\0"])} if known else {}
+        from_xyz = np.array(MATRICES[0 if known else 1])
+        path = write_dng(tmp_path / "a.dng", mosaic(), pattern="GRBG", black=63, matrix=None if known else from_xyz, more=names)
         light = np.array([[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]])
         answers = from_xyz @ SRGB_TO_XYZ @ light
-        # DNG holds four decimals here; LibRaw keeps float32
-        np.testing.assert_allclose(frame.matrix @ (answers / answers[:, 3:]), light, atol=1e-4)
+        # both have four decimals; LibRaw keeps float32
+        np.testing.assert_allclose(read_raw(path).matrix @ (answers / answers[:, 3:]), light, atol=1e-4)
 
     def test_without_balance_and_black_level(self, tmp_path):
         frame = read_raw(write_dng(tmp_path / "a.dng", mosaic(), pattern="GRBG", neutral=None))
@@ -162,6 +165,11 @@ class TestDamaged:
         path = tmp_path / f"a{suffix}"
         Image.fromarray(photograph("china").transpose(1, 2, 0)).save(path, kind)
         refused(path, rf"finished picture \({kind}\), not RAW")
+
+    def test_a_tiff_is_not_called_finished(self, tmp_path):
+        """A camera's RAW that LibRaw doesn't know may be a TIFF too."""
+        Image.fromarray(photograph("china").transpose(1, 2, 0)).save(tmp_path / "a.dng", "TIFF")
+        refused(tmp_path / "a.dng", "no RAW file that LibRaw")
 
     def test_a_picture_s_suffix_on_something_unreadable(self, tmp_path):
         path = tmp_path / "a.heic"
