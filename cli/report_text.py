@@ -97,9 +97,13 @@ def plain(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
+ABBREVIATIONS = frozenset(("psnr", "ssim", "auroc"))
+"""Metrics whose names are abbreviations."""
+
+
 def headed(value: str) -> str:
-    """The text with its first letter large and the rest as it is: "accuracy" → "Accuracy", "NME" stays."""
-    return value[:1].upper() + value[1:]
+    """The text with its first letter large and the rest as it is: "accuracy" → "Accuracy", "NME" stays; abbreviations are large all over."""
+    return value.upper() if value in ABBREVIATIONS else value[:1].upper() + value[1:]
 
 
 def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
