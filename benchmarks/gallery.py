@@ -38,6 +38,8 @@ SIDE = 96
 """Pixels along a side of a texture patch."""
 SHOWN = 4
 SEED = 0
+NAMED = "EfficientISP, unpaired"
+"""The folder of the ISP network, which is its caption."""
 
 
 def run(*command: object) -> list[str]:
@@ -71,9 +73,9 @@ def isp(work: Path) -> dict[str, Any]:
                 "--data-arg=patches=600",
             ),
             *(f"--set={key}={value}" for key, value in ISP.items()),
-            *("--seed", SEED, "-o", work / "isp"),
+            *("--seed", SEED, "-o", work / NAMED),
         )
-    develop = run("isp", "develop", FRAME, "-o", work / "n900.png", "--model", work / "isp", "--strip", *OPTIONS)
+    develop = run("isp", "develop", FRAME, "-o", work / "n900.png", "--model", work / NAMED, "--strip", *OPTIONS)
     strip = Image.open(work / "n900-strip.png").convert("RGB")
     strip.thumbnail((1400, 1400), Image.Resampling.LANCZOS)
     return {"picture": saved(strip, "isp-n900.jpg"), "commands": [train, develop], "licence": "MIT (Halide)"}
@@ -149,11 +151,14 @@ def anomaly(work: Path) -> dict[str, Any]:
 
 
 ISP: dict[str, Any] = {
-    "epochs": 8,
-    "batch_size": 8,
+    "epochs": 10,
     "lr": 2e-3,
     "schedule": "cosine",
-    "discriminator_lr": 3e-4,
+    "content_stage": 3,
+    "texture_stages": [1, 3],
+    "colour_stage": 0,
+    "discriminator_lr": 1e-3,
+    "discriminator_width": 0.25,
     "critic_every": 2,
 }
 """A short run for a CPU (see docs/isp-training.md for the published schedule)."""

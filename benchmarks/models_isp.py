@@ -1,6 +1,6 @@
 """Training an ISP network without pairs, against a fixed rendering and against training with pairs.
 
-    python benchmarks/models_isp.py [--seeds 3] [--steps 900] [--side 64] [--batch 8] [--published] [--out isp]
+    python benchmarks/models_isp.py [--seeds 3] [--steps 500] [--side 64] [--batch 8] [--published] [--out isp]
 
 Photographs of two Debian packages (lomiri-wallpapers-16.04, mate-backgrounds; licences below) are found where the packages put them,
 never copied. Synthetic RAW is made of them, split by photograph: mosaics to train on, pictures of other scenes as the unpaired targets,
@@ -73,6 +73,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "not balanced": {"balance": "none"},
 }
 """What differs from the unpaired run. Beside them: "rendering" (nothing is trained) and "paired L1" (the step finetune)."""
+MEAN_GAINS = (2.15, 1.0, 1.7)
+"""The middle of the ranges that the synthetic camera's white-balance gains are drawn from: what a maker would put in."""
 STAGES = (3, 5, 11)
 VALIDATION, TEST = 64, 96
 
@@ -110,9 +112,13 @@ class Bench:
     def task(self, seed: int) -> Any:
         """The photographs split by `seed`."""
         if seed not in self.opened:
-            size = (self.args.side, self.args.side)
-            self.opened = {seed: tasks.get("isp")(data=f"photos:{self.folder}", seed=seed, size=size)}
+            self.opened = {seed: self.open(seed)}
         return self.opened[seed]
+
+    def open(self, seed: int, **more: Any) -> Any:
+        """The task, with options beside the patches' size."""
+        size = (self.args.side, self.args.side)
+        return tasks.get("isp")(data=f"photos:{self.folder}", seed=seed, size=size, **more)
 
     def config(self, seed: int, **more: Any) -> dict[str, Any]:
         """What all arms share."""
@@ -155,6 +161,8 @@ class Bench:
         task = self.task(seed)
         if arm == "rendering":
             return self._rendering(seed)
+        if arm == "rendering, the camera's gains":
+            return self._rendering(seed, gains=MEAN_GAINS)
         torch.manual_seed(seed)
         net = architectures.get("efficient_isp")()
         with tempfile.TemporaryDirectory() as work:
@@ -168,7 +176,8 @@ class Bench:
                 discriminator_lr=self.args.critic_lr,
                 discriminator_width=self.args.critic_width,
                 critic_every=self.args.critic_every,
-                content_stage=self.args.content_stage,
+                schedule=self.args.schedule,
+                **self._stages(),
                 **ARMS[arm],
             )
             result = isp(net, task, config, context)
@@ -181,9 +190,14 @@ class Bench:
             found |= {"step": result.figures["selection"]["step"], "oracle step": result.figures["oracle"]["step"]}
             return found | {"collapsed": len(result.figures["collapsed"]), "still": result.figures["still"]}
 
-    def _rendering(self, seed: int) -> dict[str, float]:
+    def _stages(self) -> dict[str, Any]:
+        """Which maps of the frozen networks are looked at: the backbone's usual ones, or earlier ones for small patches."""
+        content, shallow, deep, colour = map(int, self.args.stages.split(",")) if self.args.stages else (-1, -1, -1, -1)
+        return {"content_stage": content, "texture_stages": (shallow, deep) if deep > 0 else (), "colour_stage": colour}
+
+    def _rendering(self, seed: int, **more: Any) -> dict[str, float]:
         """The fixed rendering, which sees the counts themselves: batches come in the samples' order."""
-        task, place = self.task(seed), 0
+        task, place = self.open(seed, **more) if more else self.task(seed), 0
         samples = task.samples("test")
 
         def develop(inputs: Tensor) -> Tensor:
@@ -199,17 +213,20 @@ def parser() -> argparse.ArgumentParser:
     """The script's options."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--steps", type=int, default=900)
+    options.add_argument("--steps", type=int, default=500)
     options.add_argument("--side", type=int, default=64, help="of the mosaic patches")
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--lr", type=float, default=2e-3)
-    options.add_argument("--critic-lr", type=float, default=3e-4)
+    options.add_argument("--schedule", default="cosine", help="of the network's learning rate")
+    options.add_argument("--critic-lr", type=float, default=1e-3)
     options.add_argument("--critic-width", type=float, default=0.25)
-    options.add_argument("--critic-every", type=int, default=10)
-    options.add_argument("--content-stage", type=int, default=-1)
+    options.add_argument("--critic-every", type=int, default=2)
+    options.add_argument(
+        "--stages", default="3,1,3,0", help="of content, shallow and deep texture, and colour; empty: the backbone's usual ones"
+    )
     options.add_argument("--candidates", type=int, default=10)
     options.add_argument("--published", action="store_true", help="side 256, batch 32, lr 5e-4, critics 1e-5 at full width")
-    options.add_argument("--arms", default="", help="some of the arms, with commas (default: all)")
+    options.add_argument("--arms", default="", help="some of the arms, with semicolons (default: all)")
     options.add_argument("--out", default="isp", help="name of the result file")
     return options
 
@@ -218,11 +235,11 @@ def main() -> None:
     args = parser().parse_args()
     if args.published:
         args.side, args.batch, args.lr, args.critic_lr, args.critic_width = 256, 32, 5e-4, 1e-5, 1.0
-        args.critic_every, args.content_stage = 10, -1
+        args.critic_every, args.stages, args.schedule = 10, "", "constant"
     torch.set_num_threads(1)
-    arms = ["rendering", "paired L1", *ARMS]
+    arms = ["rendering", "rendering, the camera's gains", "paired L1", *ARMS]
     if args.arms:
-        arms = [arm.strip() for arm in args.arms.split(",")]
+        arms = [arm.strip() for arm in args.arms.split(";")]
     with photographs() as folder:
         bench = Bench(folder, args)
         about = {
@@ -233,7 +250,12 @@ def main() -> None:
             **{name: value for name, value in vars(args).items() if name not in ("seeds", "arms", "out", "published")},
             "validation": VALIDATION,
             "test": TEST,
-            "arms": {"rendering": "nothing is trained", "paired L1": "finetune", **ARMS},
+            "arms": {
+                "rendering": "nothing is trained",
+                "rendering, the camera's gains": list(MEAN_GAINS),
+                "paired L1": "finetune",
+                **ARMS,
+            },
         }
         Claim(args.out, about, folder="models").run(arms, args.seeds, bench.trial)
 

@@ -10,6 +10,7 @@ NOT_RUN = "_not run_"
 FIGURES = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 3), "delta_e": ("ΔE", 2), "perceptual": ("perceptual", 3)}
 NAMES = {
     "rendering": "fixed rendering (nothing trained)",
+    "rendering, the camera's gains": "… with the middle of the camera's own gains",
     "unpaired": "**unpaired**, all five terms",
     "paired": "paired, five terms",
     "paired, no critics": "paired, content (in colour) and variation alone",

@@ -117,7 +117,7 @@ def _write_strip(frame: RawFrame, pixels: np.ndarray, path: Path, networks: Sequ
     """Where the strip lies: the fixed rendering, the picture, and what the other networks make of the frame."""
     pictures = [classical(frame, gains=wishes.gains, demosaic=wishes.demosaic), _shallow(pixels)]
     pictures += [develop(frame, other, tile=wishes.tile, whole=wishes.whole) for other in networks[1:]]
-    captions = [f"{FIXED} ({wishes.demosaic})", *(network.label for network in networks)]
+    captions = [f"{FIXED} ({wishes.demosaic})", *(Path(network.label).name for network in networks)]
     sheet = strip([turned(picture, wishes.rotate) for picture in pictures], captions)
     target = write_picture(strip_path(path), np.asarray(sheet))
     output.say(f"side by side: {target}")
