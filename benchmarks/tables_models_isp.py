@@ -46,7 +46,7 @@ def arms_table() -> str:
     ]
     for arm in done:
         gap = ""
-        if arm != "unpaired" and len(trials[arm]) == len(trials["unpaired"]):
+        if arm != "unpaired" and len(trials[arm]) == len(trials.get("unpaired", ())):
             d = paired(column(trials, "unpaired", "psnr"), column(trials, arm, "psnr"))
             gap = f"{d.mean:+.2f} ± {d.error:.2f}".replace("-", "−")
         lines.append(f"| {NAMES[arm]} | {_cells(trials, arm)} | {gap} |")
@@ -88,8 +88,33 @@ def photographs_table() -> str:
     return "\n".join(lines + [f"| {licence} | {', '.join(sorted(names))} |" for licence, names in sorted(by_licence.items())])
 
 
+def arm_table() -> str:
+    """Multiply-accumulates and instructions per pixel on emulated Arm cores."""
+    result = stored("isp_arm", "models")
+    if result is None:
+        return NOT_RUN
+    rows, pixels = result["rows"], result["side"] ** 2
+    cores = list(dict.fromkeys(row["core"] for row in rows))
+    by_net: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in rows:
+        by_net.setdefault((row["net"], row["packing"]), {})[row["core"]] = row
+    stable = "the same in both processes" if all(row["stable"] for row in rows) else "not always the same in both processes"
+    lines = [
+        f"Per pixel of a {result['side']}×{result['side']} mosaic; TFLite fp32 by {rows[0]['runtime']}, one thread; instructions are exact "
+        f"({stable}) and no time.",
+        "",
+        "| network | packing | MACs | " + " | ".join(f"instructions, {core}" for core in cores) + " |",
+        "|---|---|---:|" + "---:|" * len(cores),
+    ]
+    for (net, packing), found in by_net.items():
+        counts = " | ".join(f"{found[core]['instructions'] / pixels:,.0f}" for core in cores)
+        lines.append(f"| `{net}` | {packing} | {found[cores[0]]['macs'] / pixels:,.0f} | {counts} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "isp-arms": arms_table,
     "isp-selection": selection_table,
     "isp-photographs": photographs_table,
+    "isp-arm": arm_table,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -12,12 +13,17 @@ from .sensor_input import Counts, Levels, Packing, sensor_input
 SOURCE = "Arhire, Timofte: Learned Lightweight Smartphone ISP with Unpaired Data, CVPR Workshops 2025"
 
 
+GREY = 0.5
+"""What an untrained network's picture is, about."""
+
+
 class PackedISP(nn.Module):
     """Three 3×3 convolutions at half the mosaic's resolution (tanh, ReLU, ReLU), then a pixel shuffle to the full one.
 
     The input is the packed mosaic (N, 4, H/2, W/2), channels B, Gr, R, Gb, (count − black) / (white − black), or the sensor counts
     themselves, (N, 1, H, W), with `packing="inside"`. The output (N, 3, H, W) is sRGB in 0…1 once clamped, which is left to whoever
     looks at it: the last ReLU has no upper end. There is no normalisation layer, and each output pixel sees 14×14 of the mosaic.
+    An untrained network's picture is about mid grey, which is ours: the released code starts from a checkpoint.
     """
 
     def __init__(self, widths: Sequence[int], packer: nn.Module) -> None:
@@ -29,6 +35,8 @@ class PackedISP(nn.Module):
         self.conv2 = nn.Conv2d(first, second, 3, padding=1)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv3 = nn.Conv2d(second, third, 3, padding=1)
+        # a last ReLU that starts shut has no gradient: a colour would stay black for good
+        nn.init.constant_(cast(Tensor, self.conv3.bias), GREY)
         self.relu2 = nn.ReLU(inplace=True)
         self.shuffle = nn.PixelShuffle(2)
 
