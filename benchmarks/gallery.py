@@ -3,7 +3,8 @@
     python benchmarks/gallery.py [isp] [anomaly]
 
 isp      a network learns unpaired from the left of the one real Bayer frame (data/n900_bayer_raw.png, MIT licence) and from the
-         photographs of `models_isp.py`, which are of other scenes; then it develops the whole frame. → docs/pictures/isp-n900.jpg
+         photographs of `models_isp.py`, which are of other scenes; a second one learns on from pairs of synthetic RAW. Both develop
+         the whole frame. → docs/pictures/isp-n900.jpg
 anomaly  EfficientAD learns gravel from patches of scikit-image's photograph (CC0; `pip install scikit-image`) and is shown others of the
          same photograph with defects drawn into them. → docs/pictures/anomaly-gravel.jpg
 
@@ -39,7 +40,19 @@ SIDE = 96
 SHOWN = 4
 SEED = 0
 NAMED = "EfficientISP, unpaired"
-"""The folder of the ISP network, which is its caption."""
+TUNED = "then pairs of synthetic RAW"
+"""Folders of the ISP networks, which are their captions."""
+PAIRS = """format = 1
+
+[[step]]
+kind = "finetune"
+epochs = 40
+batch_size = 8
+optimizer = "adamw"
+lr = 2e-3
+weight_decay = 0.0
+amp = "off"
+"""
 
 
 def run(*command: object) -> list[str]:
@@ -75,10 +88,42 @@ def isp(work: Path) -> dict[str, Any]:
             *(f"--set={key}={value}" for key, value in ISP.items()),
             *("--seed", SEED, "-o", work / NAMED),
         )
-    develop = run("isp", "develop", FRAME, "-o", work / "n900.png", "--model", work / NAMED, "--strip", *OPTIONS)
+        files.write_text(work / "pairs.toml", PAIRS)
+        pairs = run(
+            *(
+                "compress",
+                work / NAMED,
+                "--recipe",
+                work / "pairs.toml",
+                "--data",
+                f"photos:{folder}",
+                "--size",
+                "64x64",
+                *levels,
+            ),
+            *("--seed", SEED, "-o", work / TUNED),
+        )
+    develop = run(
+        "isp",
+        "develop",
+        FRAME,
+        "-o",
+        work / "n900.png",
+        "--model",
+        work / NAMED,
+        "--against",
+        work / TUNED,
+        "--strip",
+        *OPTIONS,
+    )
     strip = Image.open(work / "n900-strip.png").convert("RGB")
     strip.thumbnail((1400, 1400), Image.Resampling.LANCZOS)
-    return {"picture": saved(strip, "isp-n900.jpg"), "commands": [train, develop], "licence": "MIT (Halide)"}
+    return {
+        "picture": saved(strip, "isp-n900.jpg"),
+        "commands": [train, pairs, develop],
+        "recipe": PAIRS,
+        "licence": "MIT (Halide)",
+    }
 
 
 def textures(root: Path) -> None:
@@ -162,8 +207,16 @@ ISP: dict[str, Any] = {
     "critic_every": 2,
 }
 """A short run for a CPU (see docs/isp-training.md for the published schedule)."""
-ANOMALY: dict[str, Any] = {}
-ANOMALY_NET: dict[str, Any] = {}
+ANOMALY: dict[str, Any] = {
+    "pdn-teacher.iterations": 600,
+    "pdn-teacher.batch_size": 8,
+    "pdn-teacher.lr": 1e-3,
+    "efficientad.iterations": 1500,
+    "efficientad.lr": 5e-4,
+    "efficientad.p_hard": 0.998,
+}
+ANOMALY_NET: dict[str, Any] = {"width": 0.25, "out_channels": 64}
+"""Scaled for a CPU and for patches of 96×96, like the experiment of docs/anomaly.md."""
 
 
 def opened(address: str) -> np.ndarray:

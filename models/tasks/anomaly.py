@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..errors import UserError
 from .anomaly_data import AnomalySplits, anomaly_splits
 from .anomaly_metrics import image_figures, operating_point, pixel_figures, threshold_at
 from .classification import ImageSamples
-from .task import RawBatch, Split, TaskCard, tasks
+from .task import RawBatch, Split, TaskCard, batches, tasks
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ class AnomalyTask:
         import torch
 
         found = []
-        for batch in self._batches(split, limit=limit, batch_size=batch_size):
+        for batch in batches(self.samples(split), limit=limit, batch_size=batch_size):
             with torch.no_grad():
                 outputs = predict(self.inputs(batch)).detach().float().cpu()
             if outputs.ndim != 4 or outputs.shape[1] != 1:
@@ -137,16 +137,6 @@ class AnomalyTask:
                 hint="fit or train the network again; look for constant pictures and for a diverged training",
             )
         return maps
-
-    def _batches(self, split: Split, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
-        samples = self.samples(split)
-        count = len(samples) if limit is None else min(limit, len(samples))
-        if count < 1 or batch_size < 1:
-            raise UserError(
-                f"limit={limit} and batch_size={batch_size} must be 1 or more", hint="leave limit out to use all samples"
-            )
-        for start in range(0, count, batch_size):
-            yield samples.__getitems__(range(start, min(start + batch_size, count)))
 
 
 def anomaly_contract(height: Dim, width: Dim, *, map_size: tuple[Dim, Dim] = ("h", "w")) -> Contract:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from ..errors import UserError
 from .critical import critical_classes, named_classes, rates, require_samples
 from .images import ArrayImages, Images
 from .splits import Splits, make_splits
-from .task import RawBatch, Split, TaskCard, tasks
+from .task import RawBatch, Split, TaskCard, batches, tasks
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +151,7 @@ class ClassificationTask:
         total = 0.0
         count = 0
         kept: list[tuple[np.ndarray, np.ndarray]] = []
-        for batch in self._batches(split, limit=limit, batch_size=batch_size):
+        for batch in batches(self.samples(split), limit=limit, batch_size=batch_size):
             with torch.no_grad():
                 outputs = predict(self.inputs(batch)).detach().float().cpu()
             self._check(outputs)
@@ -178,16 +178,6 @@ class ClassificationTask:
         found = rates(critical.score(logits), positive)
         figures = {"fnr": found.fnr, "fpr": found.fpr, "auc": found.auc}
         return {name: value for name, value in figures.items() if value is not None}
-
-    def _batches(self, split: Split, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
-        samples = self.samples(split)
-        count = len(samples) if limit is None else min(limit, len(samples))
-        if count < 1 or batch_size < 1:
-            raise UserError(
-                f"limit={limit} and batch_size={batch_size} must be 1 or more", hint="leave limit out to use all samples"
-            )
-        for start in range(0, count, batch_size):
-            yield samples.__getitems__(range(start, min(start + batch_size, count)))
 
     def _check(self, outputs: Tensor) -> None:
         classes = len(self.contract.classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,7 +17,7 @@ from ..files import digest_of
 from ..raw.classical import GAINS, render
 from ..raw.packing import packed, planes3
 from .isp_data import IspData, Patches, Sensor
-from .task import RawBatch, Split, TaskCard, tasks
+from .task import RawBatch, Split, TaskCard, batches, tasks
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ class IspTask:
         from .colour_difference import delta_e
 
         found: dict[str, list[float]] = {"psnr": [], "ssim": [], "delta_e": [], "loss": []}
-        for batch in self._batches(split, limit=limit, batch_size=batch_size):
+        for batch in batches(self.samples(split), limit=limit, batch_size=batch_size):
             with torch.no_grad():
                 made = predict(self.inputs(batch)).detach().float().cpu()
             if made.shape != batch.targets.shape:
@@ -199,16 +199,6 @@ class IspTask:
             found["delta_e"] += delta_e(seen.numpy(), true.numpy()).tolist()
             found["loss"] += (made - true).abs().flatten(1).mean(1).tolist()
         return {name: float(np.mean(values)) for name, values in found.items()}
-
-    def _batches(self, split: Split, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
-        samples = self.samples(split)
-        count = len(samples) if limit is None else min(limit, len(samples))
-        if count < 1 or batch_size < 1:
-            raise UserError(
-                f"limit={limit} and batch_size={batch_size} must be 1 or more", hint="leave limit out to use all samples"
-            )
-        for start in range(0, count, batch_size):
-            yield samples.__getitems__(range(start, min(start + batch_size, count)))
 
     def _normalised(self, counts: Tensor) -> Tensor:
         """float32 (N, 1, H, W): (count − black) / (white − black), not clipped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from .landmark_data import Eyes, LandmarkData, Pairs, some
 from .landmark_metrics import NORMS, Norm, denominators, normalised_errors, summary
 from .landmark_splits import landmark_splits
 from .splits import Splits
-from .task import RawBatch, Split, TaskCard, tasks
+from .task import RawBatch, Split, TaskCard, batches, tasks
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ class LandmarksTask:
         size = self.contract.inputs[0].shape[2:]
         truth = self._truth[split]
         outputs = []
-        for batch in self._batches(split, limit=limit, batch_size=batch_size):
+        for batch in batches(self.samples(split), limit=limit, batch_size=batch_size):
             with torch.no_grad():
                 outputs.append(predict(self.inputs(batch)).detach().float().cpu())
             self._check(outputs[-1])
@@ -147,16 +147,6 @@ class LandmarksTask:
         spec = self.contract.inputs[0]
         mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
         return pixels.div_(255).sub_(mean).div_(std)
-
-    def _batches(self, split: Split, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
-        samples = self.samples(split)
-        count = len(samples) if limit is None else min(limit, len(samples))
-        if count < 1 or batch_size < 1:
-            raise UserError(
-                f"limit={limit} and batch_size={batch_size} must be 1 or more", hint="leave limit out to use all samples"
-            )
-        for start in range(0, count, batch_size):
-            yield samples.__getitems__(range(start, min(start + batch_size, count)))
 
     def _check(self, outputs: Tensor) -> None:
         numbers = self.contract.outputs[0].shape[1]

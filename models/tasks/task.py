@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..contract import Contract
+from ..errors import UserError
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ class Samples(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> RawBatch:
         """The samples at these positions, in this order, as one batch (a DataLoader with `collate_fn=lambda b: b` passes it on)."""
+
+
+def batches(samples: Samples, *, limit: int | None, batch_size: int) -> Iterator[RawBatch]:
+    """The first `limit` samples (None: all), in order, in batches. Raises UserError for numbers below 1 and where there are none."""
+    count = len(samples) if limit is None else min(limit, len(samples))
+    if count < 1 or batch_size < 1:
+        raise UserError(
+            f"limit={limit} and batch_size={batch_size} must be 1 or more", hint="leave limit out to use all samples"
+        )
+    for start in range(0, count, batch_size):
+        yield samples.__getitems__(range(start, min(start + batch_size, count)))
 
 
 class Task(Protocol):
