@@ -236,11 +236,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", choices=[[], *MAKERS], default=[])
     args = parser.parse_args()
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for name in args.which or MAKERS:
         with tempfile.TemporaryDirectory() as work:
             made = MAKERS[name](Path(work))
             text = json.dumps(made).replace(work, "WORK").replace(str(FRAME), f"benchmarks/data/{FRAME.name}")
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         record[name] = json.loads(text) | {"host": host(("torch", "numpy", "pillow"))}
         files.write_text(RECORD, json.dumps(record, indent=1) + "\n")
 
