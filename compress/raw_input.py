@@ -27,7 +27,9 @@ class RawInputConfig(MethodConfig):
     pattern: str = Field("", description="colours of the 2×2 cell in reading order, such as GRBG")
     black: tuple[float, ...] = Field((), description="one black level, or four by the position in the cell")
     white: float = Field(0.0, ge=0, allow_inf_nan=False, description="the count at which the sensor saturates; 0 = the data's")
-    dtype: Literal["uint16", "uint8", "float32"] = Field("uint16", description="type of the counts (float32: whole numbers as floats)")
+    dtype: Literal["uint16", "uint8", "float32"] = Field(
+        "uint16", description="type of the counts (float32: whole numbers as floats)"
+    )
 
 
 @register_method(
@@ -69,7 +71,9 @@ def apply(module: nn.Module, task: Task | None, config: RawInputConfig, context:
     made = plan.replay(architecture.build())
     made.load_state_dict(module.state_dict())
     figures = {"sensor": {"pattern": sensor.pattern, "black": list(sensor.black), "white": sensor.white, "dtype": config.dtype}}
-    notes = (f"takes {config.dtype} counts of a {sensor.pattern} sensor, black {black}, white {sensor.white:g}, and of no other",)
+    notes = (
+        f"takes {config.dtype} counts of a {sensor.pattern} sensor, black {black}, white {sensor.white:g}, and of no other",
+    )
     return Result(
         made,
         plan,

@@ -162,7 +162,7 @@ def check_pictures(task: Task, net: Any) -> None:
 
     check_input(task, net.size)
     for split in ("train", "val"):
-        odd = int((targets_of(task, split) != 0).sum())  # type: ignore[arg-type]  # a literal of the loop
+        odd = int((targets_of(task, split) != 0).sum())
         if odd:
             raise UserError(
                 f"the {split} split of {task.data!r} holds {odd} pictures that are not normal (target other than 0)",
@@ -171,7 +171,9 @@ def check_pictures(task: Task, net: Any) -> None:
 
 
 def check_input(task: Task, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(H, W) of the task's pictures: three channels in 0…1, of `size` where it is given. Raises UserError otherwise."""
+    """(H, W) of the task's pictures: three channels in 0…1, of `size` where given. Raises UserError otherwise, and below a PDN's patch."""
+    from ...models.patches import sides
+
     spec = task.contract.inputs[0]
     if spec.layout != "NCHW" or spec.shape[1] != 3 or not all(isinstance(side, int) for side in spec.shape[2:]):
         raise UserError(
@@ -187,7 +189,7 @@ def check_input(task: Task, size: tuple[int, int] | None) -> tuple[int, int]:
             f"the network was built for {size[0]}×{size[1]}, and the pictures are {height}×{width}",
             hint=f"build it for these: --model-arg image_size={height}, or give --size {size[0]}",
         )
-    return height, width
+    return sides((height, width))
 
 
 def penalty_pictures(text: str, size: tuple[int, int]) -> tuple[Callable[[int], Tensor] | None, str, str]:

@@ -52,7 +52,8 @@ def channel_statistics(maps: Callable[[Tensor], Tensor], pictures: Iterator[Tens
         found = found - first
         total, square = total + found.sum(1, keepdim=True), square + found.square().sum(1, keepdim=True)
         count += found.shape[1]
-    assert first is not None
+    if first is None:
+        raise UserError("there are no training pictures to take the features' statistics from", hint="check the training split")
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     varies = std > 1e-6 * std.max()

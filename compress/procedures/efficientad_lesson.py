@@ -24,9 +24,10 @@ class Lesson(nn.Module):
         self.hard_elements = hard_count(elements, p_hard) if p_hard > 0 else elements
         self.few = ""
         if self.hard_elements < FEW:
+            enough = max(0.0, 1 - FEW / elements)
             self.few = (
                 f"p_hard = {p_hard} leaves {self.hard_elements} of the {elements} elements of a map of {net.map_size[0]}×"
-                f"{net.map_size[1]}×{net.out_channels}: too few for a steady mean; p_hard = {max(0.0, 1 - FEW / elements):.3g} would leave {FEW}"
+                f"{net.map_size[1]}×{net.out_channels}: too few for a steady mean; p_hard = {enough:.3g} would leave {FEW}"
             )
 
     def frozen_teacher(self) -> None:

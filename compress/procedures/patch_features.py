@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,7 +79,8 @@ def _deepest(net: FeatureNet, text: str) -> tuple[int, ...]:
     x = torch.zeros(1, 3, side, side)
     for stage in net.body:
         x = stage(x)
-        shown = stage.as_map(x) if hasattr(stage, "as_map") else x
+        as_map: Callable[[Tensor], Tensor] | None = getattr(stage, "as_map", None)
+        shown = as_map(x) if as_map else x
         strides.append(round(side / shown.shape[2]))
     found = [max((n for n, stride in enumerate(strides) if stride == wanted), default=-1) for wanted in STRIDES]
     if -1 in found:

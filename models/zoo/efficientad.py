@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ..architectures import ArchitectureCard, architectures
 from ..outputs import AnomalyOutput
+from ..patches import sides
 from .layers import scaled
-from .pdn import BORDER, CHANNELS, SOURCE, ImagenetNorm, Pdn, build_medium, build_small, check, map_side, sides
+from .pdn import BORDER, CHANNELS, SOURCE, ImagenetNorm, Pdn, build_medium, build_small, check, map_side
 
 RECIPE = ({"kind": "pdn-teacher"}, {"kind": "efficientad"})
 KERNEL = 8

