@@ -55,9 +55,7 @@ class TestHardLoss:
     def test_the_mean_above_each_pictures_own_quantile(self, p):
         """Pictures of very different errors: the quantile of all together would ignore the first."""
         distance = numbers(3, 5, 7, 9) * torch.tensor([0.01, 1.0, 10.0]).view(3, 1, 1, 1)
-        means = []
-        for picture in distance.double().numpy():
-            means.append(picture[picture >= np.quantile(picture, p)].mean())
+        means = [picture[picture >= np.quantile(picture, p)].mean() for picture in distance.double().numpy()]
         assert float(hard_loss(distance, p)) == pytest.approx(np.mean(means), rel=1e-5)
 
     def test_all_elements_at_0_and_all_equal_ones(self):
@@ -279,7 +277,7 @@ class TestStep:
             Image.fromarray(pixels).save(tmp_path / f"photos/{i}.png")
         done = run(start, task, tmp_path / "w", penalty=f"photos:{tmp_path / 'photos'}")
         assert done.figures["penalty"] == "3 photographs"
-        with pytest.raises(UserError, match="penalty 'photos:.*no picture lies there"):
+        with pytest.raises(UserError, match=r"penalty 'photos:.*no picture lies there"):
             run(start, task, tmp_path / "v", penalty=f"photos:{tmp_path / 'nowhere'}")
 
 
