@@ -87,7 +87,11 @@ class TestOtherTerms:
         counts, factors = {}, []
         for copy in found:
             fits = {}
-            for name, around in (("brightness", 0 * x), ("contrast", np.full_like(x, grey.mean())), ("colour", grey[None] + 0 * x)):
+            for name, around in (
+                ("brightness", 0 * x),
+                ("contrast", np.full_like(x, grey.mean())),
+                ("colour", grey[None] + 0 * x),
+            ):
                 base, moved = (x - around).ravel(), (copy - around).ravel()
                 factor = base @ moved / (base @ base)
                 fits[name] = (np.abs(moved - factor * base).max(), factor)
@@ -141,7 +145,9 @@ class TestLesson:
         total, parts = lesson.loss(lesson, numbers(2, 3, SIDE, SIDE), numbers(2, 3, SIDE, SIDE, seed=1))
         assert list(parts) == ["hard", "penalty", "ae", "stae", "l2"]
         assert float(total.detach()) == pytest.approx(sum(float(v.detach()) for v in parts.values()), rel=1e-6)
-        squares = sum(float(p.detach().double().square().sum()) for part in (net.student, net.autoencoder) for p in part.parameters())
+        squares = sum(
+            float(p.detach().double().square().sum()) for part in (net.student, net.autoencoder) for p in part.parameters()
+        )
         assert float(parts["l2"].detach()) == pytest.approx(0.25 * squares, rel=1e-5)
         total.backward()
         assert all(p.grad is None for p in net.teacher.parameters())
@@ -192,7 +198,9 @@ class TestCalibration:
         assert (scaled.mean(), scaled.var()) == pytest.approx((0, 1), abs=1e-9)
 
     @pytest.mark.parametrize("rule", ["quantile", "gaussian"])
-    @pytest.mark.parametrize(("values", "said"), [(np.full(50, 3.0), "the same at nearly every place"), (np.array([1, np.nan]), "not finite")])
+    @pytest.mark.parametrize(
+        ("values", "said"), [(np.full(50, 3.0), "the same at nearly every place"), (np.array([1, np.nan]), "not finite")]
+    )
     def test_maps_that_cannot_be_scaled(self, rule, values, said):
         with pytest.raises(UserError, match=f"map M_AE .*{said}"):
             anchors(values.astype(np.float32), rule, name="M_AE")
@@ -225,7 +233,9 @@ class TestStep:
         before, net = start.module(), load_bundle(done.bundle.folder).module().eval()
         assert all(torch.equal(a, b) for a, b in zip(before.teacher.parameters(), net.teacher.parameters(), strict=True))
         epochs = done.figures["history"]["epochs"]
-        assert sum(epochs[-1]["parts"][k] for k in ("hard", "ae", "stae")) < sum(epochs[0]["parts"][k] for k in ("hard", "ae", "stae"))
+        assert sum(epochs[-1]["parts"][k] for k in ("hard", "ae", "stae")) < sum(
+            epochs[0]["parts"][k] for k in ("hard", "ae", "stae")
+        )
         assert done.figures["iterations"] == 60
         assert any("60 steps of 1 (70 000 of 1 are published)" in note for note in done.notes)
         assert any("no step pdn-teacher" in note for note in done.notes)
@@ -245,7 +255,9 @@ class TestStep:
         net = run(start, task, tmp_path / "w").bundle.module().eval()
         values = map_values(net, task, "val", runtime=Runtime("cpu"))
         for found, kept in zip(values, (net.q_st, net.q_ae), strict=True):
-            np.testing.assert_allclose(kept, np.quantile(found.astype(float), [0.9, 0.995]), rtol=1e-4)  # measured in another batch
+            np.testing.assert_allclose(
+                kept, np.quantile(found.astype(float), [0.9, 0.995]), rtol=1e-4
+            )  # measured in another batch
         train = map_values(net, task, "train", runtime=Runtime("cpu"))
         assert not np.allclose(np.quantile(train[0], [0.9, 0.995]), net.q_st, rtol=1e-3)
 
@@ -343,4 +355,6 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"ResNet lacks teacher, student[\s\S]*efficientad_s"):
             run(other, task, tmp_path / "b")
         with pytest.raises(UserError, match="ResNet neither is one nor has one as teacher"):
-            run_recipe(other, parse_recipe({"format": 1, "step": [{"kind": "pdn-teacher"}]}, origin="test"), task, tmp_path / "c")
+            run_recipe(
+                other, parse_recipe({"format": 1, "step": [{"kind": "pdn-teacher"}]}, origin="test"), task, tmp_path / "c"
+            )

@@ -54,7 +54,9 @@ def bundle(folder, task, name="efficientad_s"):
 
 def run(entering, task, folder, backbone, **config):
     step = {"kind": "pdn-teacher", "backbone": backbone, **BRIEF, **config}
-    return run_recipe(entering, parse_recipe({"format": 1, "seed": 0, "step": [step]}, origin="test"), task, folder, device="cpu")[0]
+    return run_recipe(
+        entering, parse_recipe({"format": 1, "seed": 0, "step": [step]}, origin="test"), task, folder, device="cpu"
+    )[0]
 
 
 def test_patch_features_by_their_definition():
@@ -119,7 +121,9 @@ def test_other_pictures_than_the_tasks(task, backbone, tmp_path):
         path = tmp_path / f"photos/{i % 2}/{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((255 * numbers(90, 120, 3, seed=i)).byte().numpy()).save(path)
-    done = run(bundle(tmp_path / "in", task), task, tmp_path / "w", backbone, images=f"photos:{tmp_path / 'photos'}", iterations=3)
+    done = run(
+        bundle(tmp_path / "in", task), task, tmp_path / "w", backbone, images=f"photos:{tmp_path / 'photos'}", iterations=3
+    )
     assert done.figures["images"] == "5 photographs"
 
 
