@@ -171,14 +171,14 @@ class Bench:
                 plain = {"optimizer": "adamw", "betas": (0.5, 0.9), "weight_decay": 0.0, "schedule": "constant", "amp": "off"}
                 finetune(net, task, FinetuneConfig(**self.config(seed, **plain)), context)
                 return self.of_network(seed, net)
+            warmup = self.args.warmup / (len(task.samples("train")) // min(self.args.batch, len(task.samples("train"))))
             config = IspConfig(
                 **self.config(seed, candidates=self.args.candidates, judged=VALIDATION),
                 discriminator_lr=self.args.critic_lr,
                 discriminator_width=self.args.critic_width,
                 critic_every=self.args.critic_every,
                 schedule=self.args.schedule,
-                **self._stages(),
-                **ARMS[arm],
+                **{"content": self.args.content, "warmup_epochs": warmup, **self._stages(), **ARMS[arm]},
             )
             result = isp(net, task, config, context)
             found = self.of_network(seed, net)
@@ -221,6 +221,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--critic-lr", type=float, default=1e-3)
     options.add_argument("--critic-width", type=float, default=0.25)
     options.add_argument("--critic-every", type=int, default=2)
+    options.add_argument("--content", type=float, default=3.0, help="strength of the content term; 1 is published")
+    options.add_argument("--warmup", type=int, default=80, help="steps over which the network's learning rate rises")
     options.add_argument(
         "--stages", default="3,1,3,0", help="of content, shallow and deep texture, and colour; empty: the backbone's usual ones"
     )
@@ -235,7 +237,7 @@ def main() -> None:
     args = parser().parse_args()
     if args.published:
         args.side, args.batch, args.lr, args.critic_lr, args.critic_width = 256, 32, 5e-4, 1e-5, 1.0
-        args.critic_every, args.stages, args.schedule = 10, "", "constant"
+        args.critic_every, args.stages, args.schedule, args.content, args.warmup = 10, "", "constant", 1.0, 0
     torch.set_num_threads(1)
     arms = ["rendering", "rendering, the camera's gains", "paired L1", *ARMS]
     if args.arms:
