@@ -20,6 +20,7 @@ import tables_export
 import tables_filters
 import tables_geometry
 import tables_lottery
+import tables_models_anomaly
 import tables_models_anomaly_features
 import tables_models_bias
 import tables_models_develop
@@ -37,7 +38,7 @@ PAGES = (
     "docs/sparsity.md",
     "docs/filters.md",
     "docs/lottery.md",
-    *(f"docs/{page}.md" for page in ("bias-loss", "isp-training", "develop", "anomaly-baselines")),
+    *(f"docs/{page}.md" for page in ("bias-loss", "isp-training", "develop", "anomaly", "anomaly-baselines")),
     *(f"docs/devices{part}.md" for part in ("", "-ops", "-ssh", "-arm", "-adb")),
 )
 
@@ -156,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **tables_filters.TABLES,
     **tables_lottery.TABLES,
     **tables_geometry.TABLES,
+    **tables_models_anomaly.TABLES,
     **tables_models_anomaly_features.TABLES,
     **tables_models_bias.TABLES,
     **tables_models_develop.TABLES,
