@@ -1,6 +1,6 @@
 """How fast and how large: EfficientAD as docs/anomaly.md measures it and as published, beside the fitted baselines.
 
-    python benchmarks/models_anomaly_speed.py [--budget-s 150]
+    python benchmarks/models_anomaly_speed.py [--budget-s 90] [--runtimes onnxruntime litert]
 
 Each network is one exported file that gives map and score of one picture, on one thread. Per runtime all are timed by trimtab's own loop:
 loaded anew for every sitting, in random order in every round, the first of them twice (A/A). A ratio is to the memory at 224×224, in
@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +65,11 @@ def network(name: str) -> nn.Module:
     return module.eval()
 
 
-def exported(name: str, folder: Path) -> dict[str, Any]:
+def exported(name: str, folder: Path, formats: Sequence[str]) -> dict[str, Any]:
     """What the network costs, and where its files lie, by format. Raises RuntimeError for one that does not compute the same."""
     module, side = network(name), NETS[name][1]["image_size"]
     contract = fitting_contract(module, anomaly_contract(side, side))
-    made = convert(module_source(module, contract, label=name), [(form, "fp32") for form in FORMATS.values()], folder)
+    made = convert(module_source(module, contract, label=name), [(form, "fp32") for form in formats], folder)
     if wrong := [one.artifact.parity.reason for one in made if not one.ok]:
         raise RuntimeError(f"{name}: {wrong[0]}")
     cost = count(module, [torch.rand(1, 3, side, side)])
@@ -145,7 +145,8 @@ def timed(runtime: str, nets: dict[str, dict[str, Any]], *, budget_s: float, see
 def main() -> None:
     """Writes what is missing of the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget-s", type=float, default=150.0)
+    parser.add_argument("--budget-s", type=float, default=90.0)
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime"], choices=list(FORMATS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--memory", nargs=2, metavar=("RUNTIME", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -161,11 +162,12 @@ def main() -> None:
     result: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if result.get("about") != about:
         result = {"command": "python benchmarks/models_anomaly_speed.py", "about": about, "runtimes": {}}
-    result["host"] = host(("numpy", "onnxruntime", "ai-edge-litert"))
+    result["host"] = host(("numpy", *({"litert": "ai-edge-litert"}.get(r, r) for r in given.runtimes)))
+    formats = [FORMATS[runtime] for runtime in given.runtimes]
     with tempfile.TemporaryDirectory() as work:
-        nets = {name: exported(name, Path(work) / str(at)) for at, name in enumerate(NETS)}
+        nets = {name: exported(name, Path(work) / str(at), formats) for at, name in enumerate(NETS)}
         result["costs"] = {name: {k: net[k] for k in ("macs", "params", "size_bytes")} for name, net in nets.items()}
-        for runtime in FORMATS:
+        for runtime in given.runtimes:
             if runtime not in result["runtimes"]:
                 result["runtimes"][runtime] = timed(runtime, nets, budget_s=given.budget_s, seed=given.seed)
                 files.write_json(RESULT, result)

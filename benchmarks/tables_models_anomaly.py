@@ -69,7 +69,7 @@ def speed_table() -> str:
     loads = [load for found in runtimes.values() for load in found["load_average"] if load is not None]
     lines = [
         "How many times as fast as the memory bank at 224×224 (of 1,000 patches), one thread, interleaved in random order, "
-        f"± half of the 95 % interval; A/A: {floors}; the load average was {min(loads):.1f} to {max(loads):.1f} on two cores.",
+        f"± half of the 95 % interval, relative; A/A: {floors}; the load average was {min(loads):.1f} to {max(loads):.1f} on two cores.",
         "",
         "| network, side | MMACs | " + " | ".join(f"{name} | memory, MB" for name in runtimes) + " |",
         "|---|---:|" + "---:|---:|" * len(runtimes),
@@ -78,7 +78,9 @@ def speed_table() -> str:
         cells = []
         for found in runtimes.values():
             row = found["rows"][name]
-            cells += [f"{row['ratio']:.2f}× ± {row['half_width']:.2f}", f"{row['memory_bytes'] / 1e6:.0f}"]
+            width = row["half_width"]  # on the log scale; 0 for the first, which is its own measure
+            sure = f" ± {100 * width:.0f} %" if width else ""
+            cells += [f"{row['ratio']:.3g}×{sure}", f"{row['memory_bytes'] / 1e6:.0f}"]
         lines.append(f"| {name} | {cost['macs'] / 1e6:,.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
