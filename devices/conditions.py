@@ -107,9 +107,9 @@ def emulated(root: Path = ROOT, *, machine: str | None = None) -> bool:
     kernel = _text(root / "proc/sys/kernel/arch")
     if kernel and own and _family(kernel) != _family(own):
         return True
-    for thread in (root / "proc/self/task").glob("*/exe"):
+    for thread in (root / "proc/self/task").glob("*"):
         try:
-            program = thread.readlink().name
+            program = (thread / "exe").readlink().name
         except OSError:
             continue
         if program.startswith(("qemu-", "rosetta", "box64", "fex")):

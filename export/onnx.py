@@ -57,8 +57,9 @@ def to_graph(module: nn.Module, contract: Contract, example: tuple[Tensor, ...])
             "a size that must be fixed can be fixed (--fix)",
         ) from error
     graph = onnx.load_from_string(buffer.getvalue())
-    for entry, given in zip(graph.graph.input, example, strict=True):
-        if given.dtype == torch.uint16:
+    given = {spec.name: tensor for spec, tensor in zip(contract.inputs, example, strict=True)}
+    for entry in graph.graph.input:  # what the network never reads is missing here
+        if given[entry.name].dtype == torch.uint16:
             entry.type.tensor_type.elem_type = onnx.TensorProto.UINT16
             _only_cast(graph, entry.name)
     return named(onnxslim.slim(graph))

@@ -138,6 +138,24 @@ class TestLesson:
         }
         assert {name: float(value) for name, value in parts.items()} == pytest.approx(expected, rel=1e-5)
 
+    def test_which_network_sees_which_pictures(self):
+        """The teacher and the student both, the autoencoder the changed ones, and nobody but the student the strange ones."""
+        net = network().eval()
+        lesson = Lesson(net, p_hard=0.9, l2=0)
+        images, altered, strange = (numbers(2, 3, SIDE, SIDE, seed=i) for i in range(3))
+        with torch.no_grad():
+            found = lesson(images, altered, strange)
+            x, y, z = (net.norm(pictures) for pictures in (images, altered, strange))
+            expected = {
+                "wanted": torch.cat([net.describe(x), net.describe(y)]),
+                "guessed": torch.cat([net.student.features(x), net.student.features(y)]),
+                "whole": net.autoencoder(y),
+                "strange": net.student.features(z),
+            }
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)  # other kernels by batch
+
     def test_the_loss_is_their_sum_and_the_pull_half_the_squared_weights(self):
         net = network()
         lesson = Lesson(net, p_hard=0.9, l2=0.5)

@@ -119,7 +119,7 @@ def test_no_zoo_network_needs_a_transpose_or_an_unfolded_norm(name, tmp_path):
     channels, side, _ = entry.card.input
     side = min(side, 64)
     contract = image_classifier(
-        channels=channels, height=side, width=side, classes=tuple("abcdefghij"), mean=(0.0,) * 3, std=(1.0,) * 3
+        channels=channels, height=side, width=side, classes=tuple("abcdefghij"), mean=(0.0,) * channels, std=(1.0,) * channels
     )
     zoo = module_source(lively(entry.value(num_classes=10)), contract, label=name)
     assert "BatchNormalization" not in {node.op_type for node in zoo.graph.graph.node}
