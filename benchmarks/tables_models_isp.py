@@ -35,10 +35,12 @@ def arms_table() -> str:
         return NOT_RUN
     trials, about = result["trials"], result["about"]
     done = [arm for arm in NAMES if arm in trials]
-    seeds = min(len(trials[arm]) for arm in done)
+    counts = {arm: len(trials[arm]) for arm in done}
+    seeds, fewer = max(counts.values()), [NAMES[arm] for arm in done if counts[arm] < max(counts.values())]
+    said = _fewer(fewer, min(counts.values()))
     lines = [
         f"EfficientISP from scratch; {about['steps']} steps of {about['batch']} mosaics of {about['side']}×{about['side']}; "
-        f"{len(about['photographs'])} photographs, split anew by each of {seeds} seeds; figures of {about['test']} patches of held-out "
+        f"{len(about['photographs'])} photographs, split anew by each of {seeds} seeds{said}; figures of {about['test']} patches of held-out "
         "photographs (mean ± s.e. over seeds). Last column: PSNR minus that of the unpaired run.",
         "",
         "| arm | " + " | ".join(label for label, _ in FIGURES.values()) + " | against unpaired |",
@@ -46,11 +48,16 @@ def arms_table() -> str:
     ]
     for arm in done:
         gap = ""
-        if arm != "unpaired" and len(trials[arm]) == len(trials.get("unpaired", ())):
-            d = paired(column(trials, "unpaired", "psnr"), column(trials, arm, "psnr"))
+        shared = sorted(trials[arm].keys() & trials.get("unpaired", {}).keys(), key=int)
+        if arm != "unpaired" and len(shared) > 1:
+            d = paired(*([trials[name][seed]["psnr"] for seed in shared] for name in ("unpaired", arm)))
             gap = f"{d.mean:+.2f} ± {d.error:.2f}".replace("-", "−")
         lines.append(f"| {NAMES[arm]} | {_cells(trials, arm)} | {gap} |")
     return "\n".join(lines)
+
+
+def _fewer(arms: list[str], least: int) -> str:
+    return f" (fewer, {least} at least: {', '.join(arms)})" if arms else ""
 
 
 def selection_table() -> str:
