@@ -20,7 +20,8 @@ from trimtab.export.convert import convert
 from trimtab.export.source import module_source
 from trimtab.models import files
 from trimtab.models.architectures import architectures
-from trimtab.models.tasks.isp import FORMS, isp_contract
+from trimtab.models.raw.packing import FORMS
+from trimtab.models.tasks.isp import isp_contract
 from trimtab.models.tasks.isp_data import Sensor
 
 RESULT = Path(__file__).parent / "results" / "models" / "isp_arm.json"

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .develop_tiles import EXACT, Call, Reach, measured_reach
 from .models.contract import Contract, TensorSpec
 from .models.errors import UserError
+from .models.raw.packing import FORMS, Form, in_form
+from .models.tasks.isp_data import takes_counts
 
 if TYPE_CHECKING:
     from .models.bundle import Bundle
     from .models.raw.frame import RawFrame
     from .models.source import Architecture
 
-Form = Literal["packed", "planes", "mosaic"]
-FORMS: Mapping[int, Form] = {4: "packed", 3: "planes", 1: "mosaic"}
+FORM_OF = {channels: form for form, channels in FORMS.items()}
 """The form that a network's number of input channels means."""
 SENSOR = "sensor"
 """The key in an artifact's `source`."""
@@ -58,7 +58,7 @@ class IspNetwork:
     @property
     def form(self) -> Form:
         """How the mosaic goes in."""
-        return FORMS[int(self.spec.shape[1])]
+        return FORM_OF[int(self.spec.shape[1])]
 
     @property
     def scale(self) -> int:
@@ -74,7 +74,7 @@ class IspNetwork:
     @property
     def counts(self) -> bool:
         """Whether it takes sensor counts, not numbers normalised to 0…1."""
-        return self.spec.value_range is not None and self.spec.value_range[1] > 1
+        return takes_counts(self.spec)
 
     @functools.cached_property
     def reach(self) -> Reach:
@@ -93,17 +93,11 @@ class IspNetwork:
 
     def inputs(self, frame: RawFrame) -> np.ndarray:
         """(1, C, h, w): the frame in the network's form and dtype."""
-        from .models.raw.packing import packed, planes3
-
-        if self.counts:
-            values: np.ndarray = frame.mosaic
-            found = {"packed": packed, "planes": planes3}[self.form](values, frame.pattern) if self.form != "mosaic" else values
-        elif self.form == "packed":
-            found = frame.packed()
+        if self.form == "packed" and not self.counts:
+            found = frame.packed()  # the same as below, in less memory
         else:
-            values = frame.normalised()
-            found = planes3(values, frame.pattern) if self.form == "planes" else values
-        return self.spec.stored(found.reshape(1, int(self.spec.shape[1]), *found.shape[-2:]))
+            found = in_form(frame.mosaic if self.counts else frame.normalised(), frame.pattern, self.form)
+        return self.spec.stored(found[None])
 
     def check(self, frame: RawFrame) -> str:
         """ "", when the frame is what the network was made for, or a warning that it can't be told. Raises UserError naming both
@@ -218,7 +212,7 @@ def _noted(text: str) -> Levels | None:
 def _checked(contract: Contract, label: str) -> TensorSpec:
     """The first input (NCHW) of a contract from RAW to RGB. Raises UserError when it is another."""
     spec, made = contract.inputs[0].as_layout("NCHW"), contract.outputs[0].as_layout("NCHW")
-    if spec.layout != "NCHW" or spec.shape[1] not in FORMS or made.layout != "NCHW" or made.shape[1] != 3:
+    if spec.layout != "NCHW" or spec.shape[1] not in FORM_OF or made.layout != "NCHW" or made.shape[1] != 3:
         raise UserError(
             f"{label} takes {_shown(spec)} and gives {_shown(made)}: no network from RAW to RGB",
             hint="4 channels (packed), 3 (planes) or 1 (mosaic) go in and a picture of 3 comes out: `trimtab train efficient-isp …`",

@@ -7,7 +7,8 @@ holds for all four phases, so one network serves them all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,9 @@ PATTERNS = ("RGGB", "GRBG", "GBRG", "BGGR")
 """The colours of the 2×2 cell in reading order."""
 PACKED = ("B", "Gr", "R", "Gb")
 """The channels of the packed form; Gr is the green in red's row, Gb the one in blue's."""
+Form = Literal["packed", "planes", "mosaic"]
+FORMS: Mapping[Form, int] = {"packed": 4, "planes": 3, "mosaic": 1}
+"""What goes into a network that develops RAW, and the number of channels that tells it."""
 
 
 def checked_pattern(pattern: str) -> str:
@@ -84,6 +88,13 @@ def planes3(mosaic: Array, pattern: str) -> Array:
     for colour, row, column in _sites(pattern):
         planes[..., colour, row::2, column::2] = mosaic[..., row::2, column::2]
     return planes
+
+
+def in_form(mosaic: Array, pattern: str, form: Form) -> Array:
+    """(…, C, h, w): the mosaic (…, H, W) packed, as three planes, or as it is. Raises UserError as `packed` does."""
+    if form == "mosaic":
+        return mosaic[..., None, :, :]
+    return packed(mosaic, pattern) if form == "packed" else planes3(mosaic, pattern)
 
 
 def sample(rgb: Array, pattern: str) -> Array:

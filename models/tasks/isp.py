@@ -7,7 +7,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -15,17 +15,15 @@ from ..contract import Contract, DType, TensorSpec
 from ..errors import UserError, did_you_mean
 from ..files import digest_of
 from ..raw.classical import GAINS, render
-from ..raw.packing import packed, planes3
-from .isp_data import IspData, Patches, Sensor
+from ..raw.frame import RawFrame
+from ..raw.packing import FORMS, Form, in_form
+from .isp_data import IspData, Patches, Sensor, takes_counts
 from .task import RawBatch, Split, TaskCard, batches, tasks
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Form = Literal["packed", "planes", "mosaic"]
-FORMS: Mapping[Form, int] = {"packed": 4, "planes": 3, "mosaic": 1}
-"""What goes into a network, and the number of channels that tells it."""
 CACHE_BYTES = 1 << 29
 """Renderings of patches that were asked for before are kept up to this."""
 TRANSPOSED = frozenset(("RGGB", "BGGR"))
@@ -122,13 +120,10 @@ class IspTask:
         import torch
 
         spec = self.contract.inputs[0]
-        if self.form == "mosaic" and spec.value_range is not None and spec.value_range[1] > 1:
-            counts = batch.pixels
-            return counts.to(getattr(torch, spec.dtype))
-        x = self._normalised(batch.pixels)
-        if self.form != "mosaic":
-            forms = {"packed": packed, "planes": planes3}
-            x = forms[self.form](x[:, 0], self.sensor.pattern)
+        counts = batch.pixels[:, 0]
+        if takes_counts(spec):
+            return in_form(counts.to(getattr(torch, spec.dtype)), self.sensor.pattern, self.form)
+        x = in_form(self._normalised(counts), self.sensor.pattern, self.form)
         if not spec.mean:
             return x
         mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
@@ -201,7 +196,7 @@ class IspTask:
         return {name: float(np.mean(values)) for name, values in found.items()}
 
     def _normalised(self, counts: Tensor) -> Tensor:
-        """float32 (N, 1, H, W): (count − black) / (white − black), not clipped."""
+        """float32 (N, H, W): (count − black) / (white − black), not clipped."""
         import torch
 
         height, width = counts.shape[-2:]
@@ -221,10 +216,8 @@ class IspTask:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        black = np.asarray(self.sensor.black, np.float32).reshape(2, 2)
-        black = np.tile(black, (mosaic.shape[0] // 2, mosaic.shape[1] // 2))
-        normalised = (mosaic.astype(np.float32) - black) / (np.float32(self.sensor.white) - black)
-        picture = render(normalised, self.sensor.pattern, gains=self._gains, demosaic=self._demosaic)
+        frame = RawFrame(mosaic.astype(np.uint16), self.sensor.pattern, self.sensor.black, self.sensor.white)
+        picture = render(frame.normalised(), frame.pattern, gains=self._gains, demosaic=self._demosaic)
         self._cache[key] = picture
         while len(self._cache) * picture.nbytes > CACHE_BYTES:
             self._cache.popitem(last=False)

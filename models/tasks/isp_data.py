@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..contract import TensorSpec
 from ..errors import UserError
 from .task import Split
 
@@ -19,6 +20,11 @@ class Sensor:
     pattern: str
     black: tuple[float, float, float, float]
     white: float
+
+
+def takes_counts(spec: TensorSpec) -> bool:
+    """Whether an ISP network's input holds sensor counts, not numbers normalised to 0…1: its range says it."""
+    return spec.value_range is not None and spec.value_range[1] > 1
 
 
 class Patches(Protocol):
