@@ -27,6 +27,7 @@ from trials import Claim
 
 from trimtab.compress.finetune import FinetuneConfig, finetune
 from trimtab.compress.method import Context
+from trimtab.compress.procedures.isp_run import rendered_in_order
 from trimtab.compress.procedures.isp_selection import Candidates
 from trimtab.compress.procedures.unpaired_isp import IspConfig, isp
 from trimtab.compress.runtime import Runtime
@@ -138,12 +139,17 @@ class Bench:
         task = self.task(seed)
         samples = task.samples("test")
         count = min(TEST, len(samples))
-        found = task.evaluate(develop, "test", limit=count, batch_size=16)
+        made: list[Tensor] = []
+
+        def kept_too(inputs: Tensor) -> Tensor:
+            made.append(develop(inputs))
+            return made[-1]
+
+        found = task.evaluate(kept_too, "test", limit=count, batch_size=16)
+        targets = samples.__getitems__(range(count)).targets.split(16)
         distances = []
-        for start in range(0, count, 16):
-            raw = samples.__getitems__(range(start, min(start + 16, count)))
-            made = develop(task.inputs(raw)).clamp(0, 1)
-            distances += [perceptual(self.net, made, raw.targets)] * len(made)
+        for pictures, true in zip(made, targets, strict=True):
+            distances += [perceptual(self.net, pictures.clamp(0, 1), true)] * len(true)
         kept = {name: found[name] for name in ("psnr", "ssim", "delta_e")}
         return {prefix + name: value for name, value in (kept | {"perceptual": sum(distances) / count}).items()}
 
@@ -196,17 +202,8 @@ class Bench:
         return {"content_stage": content, "texture_stages": (shallow, deep) if deep > 0 else (), "colour_stage": colour}
 
     def _rendering(self, seed: int, **more: Any) -> dict[str, float]:
-        """The fixed rendering, which sees the counts themselves: batches come in the samples' order."""
-        task, place = self.open(seed, **more) if more else self.task(seed), 0
-        samples = task.samples("test")
-
-        def develop(inputs: Tensor) -> Tensor:
-            nonlocal place
-            raw = samples.__getitems__(range(place, place + len(inputs)))
-            place = (place + len(inputs)) % min(TEST, len(samples))
-            return task.references(raw)
-
-        return self.figures(seed, develop)
+        """The fixed rendering, with other settings of the task."""
+        return self.figures(seed, rendered_in_order(self.open(seed, **more) if more else self.task(seed), "test"))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -179,6 +180,14 @@ def _pairs(rows: list[dict[str, Any]], rendering: dict[str, float], task: Any) -
 
 def rendering_metrics(task: Any, split: str = "val", *, limit: int = 0) -> dict[str, float]:
     """The task's metrics of the fixed rendering itself on a split (its first `limit` samples, 0: all)."""
+    return task.evaluate(rendered_in_order(task, split), split, limit=limit or None, batch_size=BATCH)
+
+
+def rendered_in_order(task: Any, split: str) -> Callable[[Tensor], Tensor]:
+    """What `task.evaluate` judges once as if it were a network: the fixed rendering, which sees counts, not the network's inputs.
+
+    The inputs only say how many samples come next, in the split's order.
+    """
     samples, done = task.samples(split), 0
 
     def predict(inputs: Tensor) -> Tensor:
@@ -187,7 +196,7 @@ def rendering_metrics(task: Any, split: str = "val", *, limit: int = 0) -> dict[
         done += len(inputs)
         return task.references(raw)
 
-    return task.evaluate(predict, split, limit=limit or None, batch_size=BATCH)
+    return predict
 
 
 def _notes(task: Any, config: IspConfig, eyes: Eyes, figures: dict[str, Any], total: int) -> list[str]:
