@@ -178,7 +178,8 @@ def tensors_code(tensors: Mapping[str, np.ndarray], folder: Path) -> Code:
 def _array(value: np.ndarray) -> str:
     """The array as an expression that gives the same bits back."""
     flat = value.reshape(-1)
-    items = ", ".join(str(item) for item in flat)
+    with np.printoptions(legacy=False):  # libraries that ask for numpy 1.13's printing would cost digits
+        items = ", ".join(str(item) for item in flat)
     items = re.sub(r"\b(nan|inf)\b", r"np.\1", items)
     shape = "" if value.ndim == 1 else f".reshape({', '.join(map(str, value.shape)) if value.ndim else '()'})"
     return f"np.array([{items}], dtype=np.{value.dtype}){shape}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+import numpy as np
+
 from ..errors import UserError
 
 PURPOSES = {
@@ -19,7 +21,8 @@ PACKAGES = {"colour": "colour-science"}
 def library(name: str) -> ModuleType:
     """The module of this name. Raises UserError, with the line that installs it, when it is missing or doesn't load."""
     try:
-        return importlib.import_module(name)
+        with np.printoptions():  # colour sets numpy's printing to that of 1.13 for the whole process
+            return importlib.import_module(name)
     except ImportError as error:
         package = PACKAGES.get(name, name.replace("_", "-"))
         raise UserError(

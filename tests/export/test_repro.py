@@ -199,7 +199,8 @@ def test_every_template_is_python_and_imports_only_what_it_names(source, found, 
     assert ("torch" in top) == (origin == "module")
 
 
-def test_short_tensors_stand_in_the_script_to_the_last_bit(tmp_path):
+@pytest.mark.parametrize("legacy", [False, "1.13"])
+def test_short_tensors_stand_in_the_script_to_the_last_bit(tmp_path, legacy):
     from trimtab.export.explain.repro_code import tensors_code
 
     rng = np.random.default_rng(0)
@@ -210,7 +211,8 @@ def test_short_tensors_stand_in_the_script_to_the_last_bit(tmp_path):
         "d": rng.normal(size=5).astype(np.float16),
     }
     scope = {}
-    code = tensors_code(values, tmp_path)
+    with np.printoptions(legacy=legacy):
+        code = tensors_code(values, tmp_path)
     exec("\n".join([*code.imports, code.body]), scope)  # noqa: S102 - the script's own text
     for name, value in values.items():
         assert scope["TENSORS"][name].dtype == value.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -114,3 +115,12 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"colour-demosaicing.*is not installed") as raised:
             render(np.zeros((8, 8), np.float32), "RGGB")
         assert raised.value.hint == "pip install 'trimtab[isp]'"
+
+    def test_a_library_does_not_change_how_numpy_prints(self):
+        code = (
+            "import numpy as np\nfrom trimtab.models.raw.libraries import library\n"
+            "before = np.get_printoptions()\nlibrary('colour_demosaicing')\nlibrary('colour')\n"
+            "print(np.get_printoptions() == before)"
+        )
+        made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert made.stdout.split() == ["True"], made.stderr
