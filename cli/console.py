@@ -35,13 +35,16 @@ class Output:
             self.out.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table: columns whose name starts with ">" are right-aligned."""
+        """A table: columns whose name starts with ">" are right-aligned; the first, of names, is folded only beyond a third of the width."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        names = max((len(str(row[0])) for row in rows), default=0)
+        for place, column in enumerate(columns):
+            whole = place == 0 and names <= self.out.width // 3
+            justify = "right" if column.startswith(">") else "left"
+            table.add_column(column.lstrip(">"), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
         self.out.print(table)

@@ -160,6 +160,13 @@ def test_a_narrow_terminal_stays_readable(trained):
     assert max(len(line) for line in done.stdout.splitlines()) <= 40
 
 
+def test_names_can_be_copied_from_a_narrow_terminal(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = [line.split(" ")[0] for line in cli("models", "ls")[1].splitlines()]
+    assert {row["name"] for row in json.loads(cli("models", "ls", "--json")[1])} <= set(shown)
+    assert max(map(len, shown)) <= 60
+
+
 def test_train_compress_export_evaluate_profile(cli, trained, tmp_path):
     (tmp_path / "r.toml").write_text(
         'format = 1\n[[step]]\nkind = "structured"\nmac_ratio = 0.6\n[[step]]\n'
