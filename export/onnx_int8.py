@@ -6,7 +6,6 @@ Unsigned activations are what runs fast on x86; OpenVINO runs the same file in i
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.errors import UnchangedError, UserError, did_you_mean
+from .root_log import root_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ def quantised(
             hint="export fp32 or fp16",
         )
     check_names(keep_float, graph)
-    with tempfile.TemporaryDirectory(prefix="trimtab-") as work, _quietly():
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as work, root_log(logging.ERROR):
         prepared, out = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"
         quant_pre_process(graph, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         quantize_static(
@@ -106,15 +106,3 @@ class _Feeds:
         """The next feed, None after the last."""
         feed = next(self.left, None)
         return None if feed is None else dict(feed)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the quantiser's advice on the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

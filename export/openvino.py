@@ -14,6 +14,7 @@ from ..models.errors import UserError
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
 from .openvino_core import MODEL, core, graph_file, library
 from .openvino_int8 import OpenVinoOptions, compressed, quantised
+from .root_log import root_log
 
 if TYPE_CHECKING:
     import onnx
@@ -120,7 +121,8 @@ def read(graph: onnx.ModelProto) -> Any:
         path = Path(work) / "model.onnx"
         onnx.save(graph, path)
         try:
-            return library().convert_model(path, share_weights=False)
+            with root_log():  # where it fails, it leaves every logger of the process at ERROR
+                return library().convert_model(path, share_weights=False)
         except Exception as error:  # it refuses with several kinds of exception
             lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
             raise UserError(

@@ -1,6 +1,7 @@
 """OpenVINO files: proven in every precision, free in their sizes, quantised as asked, readable inside, and silent about it."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -385,8 +386,11 @@ def test_an_operator_that_openvino_has_not_is_named(source, tmp_path):
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("org.example", 1)]
     )
+    root = logging.getLogger()
+    before = root.level, root.filters[:], root.handlers[:]
     with pytest.raises(UserError, match=r"OpenVINO does not read the network's ONNX graph: .*Wonder"):
         read(model)
+    assert (root.level, root.filters, root.handlers) == before  # later warnings are heard
 
 
 def test_a_users_onnx_file(source, tmp_path):
