@@ -1,4 +1,4 @@
-"""The tables of docs/isp-training.md, from results/models/isp.json."""
+"""The tables of docs/isp-training.md, from results/models/isp.json and isp_long.json."""
 
 from __future__ import annotations
 
@@ -58,6 +58,31 @@ def arms_table() -> str:
 
 def _fewer(arms: list[str], least: int) -> str:
     return f" (fewer, {least} at least: {', '.join(arms)})" if arms else ""
+
+
+def long_table() -> str:
+    """The arms that were trained five times as long, with what the longer training brought."""
+    result, short = stored("isp_long", "models"), stored("isp", "models")
+    if result is None or short is None:
+        return NOT_RUN
+    trials, about = result["trials"], result["about"]
+    done = [arm for arm in NAMES if arm in trials]
+    lines = [
+        f"The same with {about['steps']:,} steps; mean ± s.e. over {max(len(trials[arm]) for arm in done)} seeds. Last columns: minus what "
+        f"{short['about']['steps']} steps gave.",
+        "",
+        "| arm | " + " | ".join(label for label, _ in FIGURES.values()) + " | ΔPSNR | Δ of ΔE |",
+        "|---|" + "---:|" * (len(FIGURES) + 2),
+    ]
+    for arm in done:
+        shared = sorted(trials[arm].keys() & short["trials"][arm].keys(), key=int)
+        gaps = [
+            paired(*([found[arm][seed][figure] for seed in shared] for found in (short["trials"], trials)))
+            for figure in ("psnr", "delta_e")
+        ]
+        told = " | ".join(f"{gap.mean:+.2f} ± {gap.error:.2f}".replace("-", "−") for gap in gaps)
+        lines.append(f"| {NAMES[arm].replace('…', 'unpaired')} | {_cells(trials, arm)} | {told} |")
+    return "\n".join(lines)
 
 
 def selection_table() -> str:
@@ -121,6 +146,7 @@ def arm_table() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "isp-arms": arms_table,
+    "isp-long": long_table,
     "isp-selection": selection_table,
     "isp-photographs": photographs_table,
     "isp-arm": arm_table,

@@ -90,6 +90,28 @@ def strip_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-strip.png")
 
 
+def develop_all(pairs: Sequence[tuple[Path, Path]], networks: Sequence[IspNetwork], wishes: Wishes) -> None:
+    """None; every photo is developed, and the facts are the command's result. Of several photos, one that can't be developed is named
+    and the others are developed all the same. Raises UserError in the end that counts those."""
+    facts: list[dict[str, Any]] = []
+    failed: list[Path] = []
+    for photo, path in pairs:
+        try:
+            facts.append(develop_file(photo, path, networks, wishes))
+        except UserError as error:
+            if len(pairs) == 1:
+                raise
+            output.error(str(error))
+            failed.append(photo)
+            facts.append({"raw": str(photo), "error": error.what})
+    output.result({"pictures": facts})
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(pairs)} files were not developed: {', '.join(map(str, failed[:5]))}{', …' * (len(failed) > 5)}",
+            hint="the reasons stand above; the other pictures are written",
+        )
+
+
 def develop_file(photo: Path, path: Path, networks: Sequence[IspNetwork], wishes: Wishes) -> dict[str, Any]:
     """Facts about the picture written to `path`: its size, and the seconds that developing took. No network: the fixed rendering."""
     frame = read_frame(photo, wishes)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from .console import output
 from .options import Force
 
 isp = typer.Typer(help="RAW pictures and the networks that develop them.", no_args_is_help=True, rich_markup_mode=None)
@@ -51,7 +50,7 @@ def isp_develop(
 ) -> None:
     """Develop RAW files at full resolution: in tiles that overlap by what the network sees, so that no seam shows."""
     from .develop_files import check_turn
-    from .develop_job import Wishes, develop_file, numbers, targets
+    from .develop_job import Wishes, develop_all, numbers, targets
     from .develop_network import open_isp
     from .models.errors import UserError
 
@@ -80,4 +79,4 @@ def isp_develop(
     )
     pairs = targets(photos, out, wishes, force=force)
     networks = [open_isp(path) for path in (model, against) if path is not None]
-    output.result({"pictures": [develop_file(photo, path, networks, wishes) for photo, path in pairs]})
+    develop_all(pairs, networks, wishes)

@@ -154,6 +154,18 @@ def test_several_files_go_into_a_folder_and_strips_lie_beside(cli, tmp_path):
     assert "side by side" in out
 
 
+def test_one_broken_file_of_several_does_not_cost_the_others(cli, tmp_path):
+    photos = [save_mosaic(tmp_path / name, frame_of(64, 80, seed=i)) for i, name in enumerate(("a.npy", "b.npy", "c.npy"))]
+    photos[1].write_bytes(photos[1].read_bytes()[:200])
+    code, out, err = cli("--json", "isp", "develop", *photos, "-o", "made", "--classical", *TOLD)
+    assert code == 2
+    assert "b.npy can't be read" in err
+    assert "1 of 3 files were not developed" in err
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["a.png", "c.png"]
+    told = json.loads(out)["pictures"]
+    assert ["error" in one for one in told] == [False, True, False]
+
+
 def test_a_strip_holds_its_pictures_unchanged_where_they_are_small():
     first, second = (np.full((30, 40, 3), shade, np.uint8) for shade in (10, 200))
     sheet = np.asarray(strip([first, second], ["one", "a very long caption that does not fit below it at all"]))
