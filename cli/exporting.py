@@ -78,7 +78,8 @@ def bundle_source(
     from .develop_network import sensor_note
     from .export.source import module_source
 
-    noted = {"bundle_hash": bundle.hash, **sensor_note(bundle.manifest.architecture), **(origin or {})}
+    noted = {"bundle_hash": bundle.hash, **sensor_note(bundle.manifest.architecture), **_threshold(bundle.manifest.metrics)}
+    noted |= origin or {}
     module = bundle.module()
     make: Callable[..., Source] = module_source
     if bundle.plan.routes:
@@ -93,6 +94,11 @@ def bundle_source(
         make = partial(gathered_source, keep=_shares(module, task, seed)) if task else gathered_source
     source = make(module, contract or bundle.contract, label=label, origin=noted, seed=seed)
     return replace(source, dynamic={**source.dynamic, **facts}) if facts else source
+
+
+def _threshold(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The score above which the Bundle calls a picture odd, for whoever deploys the file; {} where there is no such thing."""
+    return {"threshold": f"{metrics['threshold']:.9g}"} if "threshold" in metrics else {}
 
 
 def export_source(
