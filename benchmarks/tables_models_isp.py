@@ -21,6 +21,7 @@ NAMES = {
     "no deep texture": "… without the deep texture critic",
     "no colour": "… without the colour critic",
     "not balanced": "… not balanced by gradient norms",
+    "code's penalty": "… with the released code's penalty on the critics (γ = 1000)",
 }
 
 
@@ -61,7 +62,7 @@ def _fewer(arms: list[str], least: int) -> str:
 
 
 def long_table() -> str:
-    """The arms that were trained five times as long, with what the longer training brought."""
+    """The arms that were trained four times as long, with what the longer training brought."""
     result, short = stored("isp_long", "models"), stored("isp", "models")
     if result is None or short is None:
         return NOT_RUN

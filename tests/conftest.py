@@ -1,5 +1,6 @@
 """What every test starts from: one thread, a private configuration folder, and a network of the user's own."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,19 @@ USER_NET = Path(__file__).parent / "user_net.py"
 def _private_config(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setenv("TRIMTAB_LOCKS", str(tmp_path_factory.getbasetemp() / "locks"))  # workers beside each other don't wait
+
+
+def _heard():
+    root, ours = logging.getLogger(), logging.getLogger("trimtab")
+    return root.level, root.filters[:], root.manager.disable, ours.level, ours.propagate, ours.disabled
+
+
+@pytest.fixture(autouse=True)
+def _later_warnings_are_heard():
+    """Libraries silence the whole process in passing; a test that lets one do so would take the warnings from those after it."""
+    before = _heard()
+    yield
+    assert _heard() == before
 
 
 @pytest.fixture(scope="session", autouse=True)
