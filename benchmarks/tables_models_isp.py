@@ -69,10 +69,10 @@ def long_table() -> str:
     trials, about = result["trials"], result["about"]
     done = [arm for arm in NAMES if arm in trials]
     lines = [
-        f"The same with {about['steps']:,} steps; mean ± s.e. over {max(len(trials[arm]) for arm in done)} seeds. Last columns: minus what "
-        f"{short['about']['steps']} steps gave.",
+        f"The same with {about['steps']:,} steps; mean ± s.e. over {max(len(trials[arm]) for arm in done)} seeds. Last columns: change against "
+        f"{short['about']['steps']} steps, paired by seed.",
         "",
-        "| arm | " + " | ".join(label for label, _ in FIGURES.values()) + " | ΔPSNR | Δ of ΔE |",
+        "| arm | " + " | ".join(label for label, _ in FIGURES.values()) + " | PSNR, change | ΔE, change |",
         "|---|" + "---:|" * (len(FIGURES) + 2),
     ]
     for arm in done:
