@@ -57,8 +57,7 @@ def survival_table() -> str:
         for arms in parts.values():
             margin, confidence = (by_seed(trials, arms, f"{score} {kind}") for score in ("margin", "confidence"))
             gap = paired(confidence, margin)
-            shown = f"{100 * gap.mean:+.2f} ± {100 * gap.error:.2f}".replace("-", "−")
-            cells.append(f"{statistics.mean(margin):.3f}; {shown}; {verdict(gap)}")
+            cells.append(f"{statistics.mean(margin):.3f}; {gap.text(2, scale=100)}; {verdict(gap)}")
         lines.append(f"| {kind if kind != 'all' else '**all together**'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -119,11 +119,7 @@ def verdict_table() -> str:
 def said(a: Sequence[float], b: Sequence[float], scale: float = 1.0, unit: str = "") -> str:
     """The paired difference b − a and its verdict."""
     gap = paired(a, b)
-    digits = 1 if scale > 1 else 3
-    return (
-        f"{scale * gap.mean:+.{digits}f} ± {scale * gap.error:.{digits}f} {unit}".replace("-", "−").strip()
-        + f": {verdict(gap)}"
-    )
+    return f"{gap.text(1 if scale > 1 else 3, scale)} {unit}".strip() + f": {verdict(gap)}"
 
 
 def speed_table() -> str:

@@ -100,7 +100,7 @@ def _cell(trials: dict[str, dict[str, dict[str, float]]], arm: str) -> str:
     if arm == WHOLE:
         return text
     gap = paired(column(trials, WHOLE, "auroc"), values)
-    return f"{text} *{gap.mean:+.3f} ± {gap.error:.3f}*".replace("-", "−")
+    return f"{text} *{gap.text(3)}*"
 
 
 TABLES: dict[str, Callable[[], str]] = {

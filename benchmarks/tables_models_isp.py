@@ -51,8 +51,7 @@ def arms_table() -> str:
         gap = ""
         shared = sorted(trials[arm].keys() & trials.get("unpaired", {}).keys(), key=int)
         if arm != "unpaired" and len(shared) > 1:
-            d = paired(*([trials[name][seed]["psnr"] for seed in shared] for name in ("unpaired", arm)))
-            gap = f"{d.mean:+.2f} ± {d.error:.2f}".replace("-", "−")
+            gap = paired(*([trials[name][seed]["psnr"] for seed in shared] for name in ("unpaired", arm))).text(2)
         lines.append(f"| {NAMES[arm]} | {_cells(trials, arm)} | {gap} |")
     return "\n".join(lines)
 
@@ -77,11 +76,10 @@ def long_table() -> str:
     ]
     for arm in done:
         shared = sorted(trials[arm].keys() & short["trials"][arm].keys(), key=int)
-        gaps = [
-            paired(*([found[arm][seed][figure] for seed in shared] for found in (short["trials"], trials)))
+        told = " | ".join(
+            paired(*([found[arm][seed][figure] for seed in shared] for found in (short["trials"], trials))).text(2)
             for figure in ("psnr", "delta_e")
-        ]
-        told = " | ".join(f"{gap.mean:+.2f} ± {gap.error:.2f}".replace("-", "−") for gap in gaps)
+        )
         lines.append(f"| {NAMES[arm].replace('…', 'unpaired')} | {_cells(trials, arm)} | {told} |")
     return "\n".join(lines)
 

@@ -98,6 +98,10 @@ class Difference:
         """Whether the paired test excludes 0 at 5 %."""
         return self.p < 0.05
 
+    def text(self, digits: int, scale: float = 1.0) -> str:
+        """Mean ± standard error with its sign, as it is printed."""
+        return f"{scale * self.mean:+.{digits}f} ± {scale * self.error:.{digits}f}".replace("-", "−")
+
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     """The paired difference b − a. Equal in every pair: p = 1."""

@@ -94,7 +94,6 @@ def develop_all(pairs: Sequence[tuple[Path, Path]], networks: Sequence[IspNetwor
     """None; every photo is developed, and the facts are the command's result. Of several photos, one that can't be developed is named
     and the others are developed all the same. Raises UserError in the end that counts those."""
     facts: list[dict[str, Any]] = []
-    failed: list[Path] = []
     for photo, path in pairs:
         try:
             facts.append(develop_file(photo, path, networks, wishes))
@@ -102,12 +101,11 @@ def develop_all(pairs: Sequence[tuple[Path, Path]], networks: Sequence[IspNetwor
             if len(pairs) == 1:
                 raise
             output.error(str(error))
-            failed.append(photo)
             facts.append({"raw": str(photo), "error": error.what})
     output.result({"pictures": facts})
-    if failed:
+    if failed := [one["raw"] for one in facts if "error" in one]:
         raise UserError(
-            f"{len(failed)} of {len(pairs)} files were not developed: {', '.join(map(str, failed[:5]))}{', …' * (len(failed) > 5)}",
+            f"{len(failed)} of {len(pairs)} files were not developed: {', '.join(failed[:5])}{', …' * (len(failed) > 5)}",
             hint="the reasons stand above; the other pictures are written",
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..models.errors import UnchangedError, UserError, did_you_mean
-from .root_log import root_log
+from .kept_log import kept_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ def quantised(
             hint="export fp32 or fp16",
         )
     check_names(keep_float, graph)
-    with tempfile.TemporaryDirectory(prefix="trimtab-") as work, root_log(logging.ERROR):
+    with tempfile.TemporaryDirectory(prefix="trimtab-") as work, kept_log(level=logging.ERROR):
         prepared, out = Path(work) / "prepared.onnx", Path(work) / "int8.onnx"
         quant_pre_process(graph, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         quantize_static(

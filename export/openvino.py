@@ -12,9 +12,9 @@ import numpy as np
 from ..models.contract import Contract
 from ..models.errors import UserError
 from .exporter import Exported, ExporterCard, ExportRequest, Runner, Tensors, exporters
+from .kept_log import kept_log
 from .openvino_core import MODEL, core, graph_file, library
 from .openvino_int8 import OpenVinoOptions, compressed, quantised
-from .root_log import root_log
 
 if TYPE_CHECKING:
     import onnx
@@ -121,7 +121,7 @@ def read(graph: onnx.ModelProto) -> Any:
         path = Path(work) / "model.onnx"
         onnx.save(graph, path)
         try:
-            with root_log():  # where it fails, it leaves every logger of the process at ERROR
+            with kept_log():  # where it fails, it leaves every logger of the process at ERROR
                 return library().convert_model(path, share_weights=False)
         except Exception as error:  # it refuses with several kinds of exception
             lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from ..models.errors import UnchangedError, UserError
 from .exporter import Options
+from .kept_log import kept_log
 from .onnx_int8 import check_names
 from .openvino_core import library
 from .openvino_graph import operators_of, split, stored_in_integers
@@ -133,11 +134,5 @@ def _left(integer: list[str], floating: list[str], *, what: str, but: str) -> li
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Without the quantiser's log and its progress bars."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+    with kept_log("nncf", level=logging.ERROR), contextlib.redirect_stdout(io.StringIO()):
+        yield
